@@ -1,0 +1,1 @@
+//! ACPI tables: a `DomainTopology` becomes the bytes of RSDP, XSDT, FADT, MADT and DSDT.

@@ -1,0 +1,1 @@
+//! blkback: the back half of a Xen block device.

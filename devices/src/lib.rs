@@ -1,0 +1,11 @@
+//! What a guest sees: the back halves of Xen's shared structures and the emulated devices.
+//!
+//! No KVM here. Memory, interrupts and time come in through traits, so that each device is tested and
+//! fuzzed alone. Everything read from guest memory is copied out once and checked on the copy.
+
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
+pub mod memory;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod xen;

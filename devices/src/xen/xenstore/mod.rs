@@ -1,0 +1,1 @@
+//! xenstore: the store, its wire protocol and its transports.

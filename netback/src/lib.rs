@@ -1,0 +1,1 @@
+//! netback: the back half of a Xen network interface.

@@ -1,0 +1,1 @@
+//! Kernel images: unpacking, loading and the PVH entry.

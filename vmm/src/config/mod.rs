@@ -1,0 +1,1 @@
+//! `DomainConfig`: the one description of a guest.

@@ -1,0 +1,2 @@
+//! The `xvmm` program.
+fn main() {}
