@@ -1,0 +1,223 @@
+//! Guest physical memory: where RAM is, and the pages that overlay it.
+//!
+//! Layout of a PVH guest: RAM from 0 to at most 0xf0000000, the special pages at 0xfeff8000 (as libxl places
+//! them), the local APIC at 0xfee00000, and the rest of RAM from 4 GiB. The ISA hole 0xa0000-0xfffff is RAM to
+//! KVM but not in the memory map.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use devices::memory::{GuestRam, PAGE_SIZE, SharedPages};
+use devices::xen::Gfn;
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::{
+    Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
+    MmapRegionBuilder,
+};
+
+use super::MachineError;
+use crate::boot::{MemmapEntry, MemmapKind};
+
+/// End of RAM below 4 GiB.
+const LOW_RAM_END: u64 = 0xf000_0000;
+const HIGH_RAM_START: u64 = 1 << 32;
+/// First of the special pages (console, xenstore) and their number.
+pub const SPECIAL_GFN: Gfn = Gfn(0xfeff8);
+/// Number of special pages.
+pub const SPECIAL_PAGES: usize = 4;
+const ISA_HOLE: (u64, u64) = (0xa0000, 0x10_0000);
+/// Least memory of a guest: below this no Linux kernel starts.
+pub const MIN_MEMORY: u64 = 64 << 20;
+
+/// Ranges of RAM for `bytes` of memory: start and length.
+fn ram_ranges(bytes: u64) -> Vec<(u64, u64)> {
+    let low = bytes.min(LOW_RAM_END);
+    let mut ranges = vec![(0, low)];
+    if bytes > low {
+        ranges.push((HIGH_RAM_START, bytes - low));
+    }
+    ranges
+}
+
+/// Allocates guest RAM. Pages come from the host when the guest first touches them.
+pub(super) fn allocate(bytes: u64) -> Result<GuestRam, MachineError> {
+    let mut regions = Vec::new();
+    for (start, len) in ram_ranges(bytes) {
+        let size = usize::try_from(len).map_err(|_| MachineError::Memory(io::ErrorKind::OutOfMemory.into()))?;
+        let region = MmapRegionBuilder::new(size)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+            .build()
+            .map_err(|e| MachineError::Memory(io::Error::other(e)))?;
+        name_guest_ram(region.as_ptr(), size);
+        let region = GuestRegionMmap::new(region, GuestAddress(start));
+        regions.push(region.ok_or_else(|| MachineError::Memory(io::ErrorKind::OutOfMemory.into()))?);
+    }
+    GuestRam::from_regions(regions).map_err(|e| MachineError::Memory(io::Error::other(e)))
+}
+
+/// Huge pages where the host has them, a name in /proc/PID/maps, and no guest RAM in core dumps.
+fn name_guest_ram(addr: *mut u8, size: usize) {
+    // SAFETY: advice and a name for a mapping of ours; failure changes nothing that matters.
+    unsafe {
+        libc::madvise(addr.cast(), size, libc::MADV_HUGEPAGE);
+        libc::madvise(addr.cast(), size, libc::MADV_DONTDUMP);
+        libc::prctl(libc::PR_SET_VMA, libc::PR_SET_VMA_ANON_NAME, addr, size, c"guest-ram".as_ptr());
+    }
+}
+
+/// The memory map that the guest is told.
+pub(super) fn memmap(bytes: u64) -> Vec<MemmapEntry> {
+    let entry = |addr, end, kind| MemmapEntry { addr, size: end - addr, kind };
+    let mut map = Vec::new();
+    for (start, len) in ram_ranges(bytes) {
+        if start == 0 {
+            map.push(entry(0, ISA_HOLE.0, MemmapKind::Ram));
+            map.push(entry(ISA_HOLE.1, len, MemmapKind::Ram));
+        } else {
+            map.push(entry(start, start + len, MemmapKind::Ram));
+        }
+    }
+    let special = SPECIAL_GFN.0 * PAGE_SIZE as u64;
+    map.push(entry(special, special + (SPECIAL_PAGES * PAGE_SIZE) as u64, MemmapKind::Reserved));
+    map.sort_by_key(|e| e.addr);
+    map
+}
+
+#[derive(Debug)]
+struct Slots {
+    /// Free slot numbers below `next`.
+    free: Vec<u32>,
+    next: u32,
+    /// Overlaid frames: which page, and the memory slot if the frame is outside RAM.
+    overlays: BTreeMap<Gfn, (u32, Option<u32>)>,
+}
+
+/// All memory slots of the VM, and the overlays over guest frames.
+///
+/// A frame inside RAM is overlaid by mapping the page over RAM's host address, so that xvmm's own view of
+/// guest RAM and the guest's stay the same; a frame outside RAM gets a memory slot.
+#[derive(Debug)]
+pub(super) struct AddressSpace {
+    vm: Arc<VmFd>,
+    ram: Arc<GuestRam>,
+    slots: Mutex<Slots>,
+}
+
+impl AddressSpace {
+    /// Gives all RAM to the VM.
+    pub(super) fn new(vm: Arc<VmFd>, ram: Arc<GuestRam>) -> Result<Self, MachineError> {
+        let slots = Mutex::new(Slots { free: Vec::new(), next: 0, overlays: BTreeMap::new() });
+        let space = Self { vm, ram, slots };
+        for region in space.ram.iter() {
+            let host = region.get_host_address(MemoryRegionAddress(0)).map_err(io::Error::other);
+            let slot = host.and_then(|host| space.add_slot(region.start_addr().0, region.len(), host));
+            slot.map_err(MachineError::Memory)?;
+        }
+        Ok(space)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_slot(&self, slot: u32, gpa: u64, size: u64, host: *mut u8) -> io::Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: gpa,
+            memory_size: size,
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the host range is guest RAM or shared pages, which live as long as the VM: the address space
+        // holds RAM, and callers of overlay() hold the pages for the life of the domain.
+        unsafe { self.vm.set_user_memory_region(region) }.map_err(io::Error::from)
+    }
+
+    fn add_slot(&self, gpa: u64, size: u64, host: *mut u8) -> io::Result<u32> {
+        let mut slots = self.lock();
+        let slot = slots.free.pop().unwrap_or(slots.next);
+        match self.set_slot(slot, gpa, size, host) {
+            Ok(()) => {
+                slots.next = slots.next.max(slot + 1);
+                Ok(slot)
+            }
+            Err(e) => {
+                if slot < slots.next {
+                    slots.free.push(slot);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Maps `count` special pages of `pages` at `gfn`, outside RAM, for good.
+    pub(super) fn map_special(&self, pages: &SharedPages, gfn: Gfn) -> io::Result<()> {
+        let host = pages.page_ptr(0).ok_or(io::ErrorKind::InvalidInput)?;
+        let gpa = gfn.gpa().ok_or(io::ErrorKind::InvalidInput)?;
+        self.add_slot(gpa, (pages.pages() * PAGE_SIZE) as u64, host.as_ptr()).map(drop)
+    }
+
+    fn ram_host(&self, gfn: Gfn) -> Option<*mut u8> {
+        self.ram.get_host_address(GuestAddress(gfn.gpa()?)).ok()
+    }
+
+    /// Shows page `index` of `pages` at `gfn`. A frame is overlaid at most once; an overlay there is replaced.
+    pub(super) fn overlay(&self, pages: &SharedPages, index: u32, gfn: Gfn) -> io::Result<()> {
+        self.remove_overlay(gfn)?;
+        let slot = match self.ram_host(gfn) {
+            Some(host) => {
+                let offset = i64::from(index) * PAGE_SIZE as i64;
+                let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+                // SAFETY: replaces one page of guest RAM, which is only accessed volatilely through pointers, by a
+                // page of a memfd of ours.
+                let at = unsafe { libc::mmap(host.cast(), PAGE_SIZE, prot, flags, pages.fd().as_raw_fd(), offset) };
+                if at == libc::MAP_FAILED {
+                    return Err(io::Error::last_os_error());
+                }
+                None
+            }
+            None => {
+                let host = pages.page_ptr(index as usize).ok_or(io::ErrorKind::InvalidInput)?;
+                let gpa = gfn.gpa().ok_or(io::ErrorKind::InvalidInput)?;
+                Some(self.add_slot(gpa, PAGE_SIZE as u64, host.as_ptr())?)
+            }
+        };
+        self.lock().overlays.insert(gfn, (index, slot));
+        Ok(())
+    }
+
+    /// Ends an overlay; a frame of RAM is empty then. False if there was none.
+    pub(super) fn remove_overlay(&self, gfn: Gfn) -> io::Result<bool> {
+        let Some((_, slot)) = self.lock().overlays.remove(&gfn) else { return Ok(false) };
+        match slot {
+            Some(slot) => {
+                self.set_slot(slot, gfn.gpa().unwrap_or_default(), 0, std::ptr::null_mut())?;
+                self.lock().free.push(slot);
+            }
+            None => {
+                let Some(host) = self.ram_host(gfn) else { return Ok(true) };
+                let prot = libc::PROT_READ | libc::PROT_WRITE;
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+                // SAFETY: puts an empty page back where the overlay was, inside guest RAM.
+                let at = unsafe { libc::mmap(host.cast(), PAGE_SIZE, prot, flags, -1, 0) };
+                if at == libc::MAP_FAILED {
+                    return Err(io::Error::last_os_error());
+                }
+                name_guest_ram(host, PAGE_SIZE);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Gives a page of RAM back to the host; it reads as zeros when the guest touches it again.
+    pub(super) fn discard(&self, gfn: Gfn) -> bool {
+        let slots = self.lock();
+        let Some(host) = self.ram_host(gfn).filter(|_| !slots.overlays.contains_key(&gfn)) else { return false };
+        // SAFETY: drops the content of one page of private guest RAM.
+        unsafe { libc::madvise(host.cast(), PAGE_SIZE, libc::MADV_DONTNEED) == 0 }
+    }
+}

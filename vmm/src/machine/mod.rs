@@ -1,0 +1,416 @@
+//! The machine: memory, vCPU threads, CPUID and interrupts. All KVM calls live here.
+
+mod cpuid;
+mod kvm_xen;
+mod memory;
+mod vcpu;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use devices::memory::{GuestRam, SharedPages};
+use devices::xen::event_channel::{EventDelivery, SendTarget};
+use devices::xen::grant_table::GrantTable;
+use devices::xen::{DomId, Gfn, Port};
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CAP_XEN_HVM, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS, KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL, KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
+    KVM_XEN_HVM_CONFIG_HYPERCALL_MSR, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL, KVM_XEN_HVM_CONFIG_RUNSTATE,
+    KVM_XEN_HVM_CONFIG_SHARED_INFO, kvm_enable_cap,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use crate::boot::{BootEntry, MemmapEntry};
+use crate::console::EarlyOutput;
+use crate::hypercall::{Errno, Hypercalls, OverlayPage, Platform, StopReason, VcpuSetting};
+use cpuid::{CpuidTemplate, HYPERCALL_MSR};
+use kvm_xen::VcpuAttr;
+use memory::AddressSpace;
+pub use memory::{MIN_MEMORY, SPECIAL_GFN, SPECIAL_PAGES};
+use vcpu::{Task, VcpuQueue, VcpuThread};
+pub use vcpu::StopSignal;
+
+/// The Xen version that guests see: 4.17.
+pub const XEN_VERSION: u32 = 4 << 16 | 17;
+/// I/O port of the ACPI sleep control register.
+pub const SLEEP_CONTROL_PORT: u16 = 0x604;
+/// I/O port of the ACPI sleep status register.
+pub const SLEEP_STATUS_PORT: u16 = 0x605;
+/// I/O port of the ACPI reset register.
+pub const RESET_PORT: u16 = 0xcf9;
+/// Where the ACPI tables of a PVH guest stand, below 1 MiB.
+pub const ACPI_ADDRESS: u64 = 0xe_0000;
+
+/// Xen features of KVM that are needed, with the names that the kernel's documentation has for them.
+const NEEDED: [(u32, &str); 6] = [
+    (KVM_XEN_HVM_CONFIG_HYPERCALL_MSR, "hypercall page"),
+    (KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL, "hypercall exits"),
+    (KVM_XEN_HVM_CONFIG_SHARED_INFO, "shared_info"),
+    (KVM_XEN_HVM_CONFIG_RUNSTATE, "runstate areas"),
+    (KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL, "event channel routes"),
+    (KVM_XEN_HVM_CONFIG_EVTCHN_SEND, "event channel sends and timers"),
+];
+
+/// Why the machine cannot be made.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// /dev/kvm does not exist.
+    #[error("/dev/kvm is missing: load the kvm_intel or kvm_amd module, or enable virtualisation in the firmware")]
+    KvmMissing,
+    /// /dev/kvm may not be opened.
+    #[error("/dev/kvm: permission denied: run as root or as a member of the group kvm")]
+    KvmNotPermitted,
+    /// KVM is there but makes no VM.
+    #[error("/dev/kvm cannot run guests on this host ({0}): check that the CPU's virtualisation is usable here")]
+    KvmUnable(io::Error),
+    /// KVM has no Xen support at all, or not enough.
+    #[error("this host's KVM has no Xen support for: {0}: use Linux 5.19 or later with CONFIG_KVM_XEN=y")]
+    NoXen(String),
+    /// More vCPUs than KVM runs.
+    #[error("--vcpus {asked}: this host's KVM runs at most {max} vCPUs in a guest")]
+    TooManyVcpus {
+        /// The number asked for.
+        asked: u32,
+        /// KVM's limit.
+        max: usize,
+    },
+    /// Guest memory cannot be allocated or given to KVM.
+    #[error("guest memory cannot be set up ({0}): give the guest less with --memory, or free some on the host")]
+    Memory(io::Error),
+    /// The CPUID table is too long for KVM.
+    #[error("KVM does not take {0} CPUID leaves")]
+    Cpuid(usize),
+    /// A call of KVM's failed that has no reason to.
+    #[error("KVM refused to set up {what}: {error}")]
+    Kvm {
+        /// What was set up.
+        what: &'static str,
+        /// The error.
+        error: io::Error,
+    },
+}
+
+impl MachineError {
+    fn kvm<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |error| MachineError::Kvm { what, error: error.into() }
+    }
+}
+
+/// KVM of this host, found able to run Xen guests.
+#[derive(Debug)]
+pub struct Host {
+    kvm: Kvm,
+}
+
+impl Host {
+    /// Opens /dev/kvm and checks that it offers all that is needed for `vcpus` vCPUs.
+    pub fn open(vcpus: u32) -> Result<Self, MachineError> {
+        let kvm = Kvm::new().map_err(|e| match e.errno() {
+            libc::ENOENT | libc::ENXIO => MachineError::KvmMissing,
+            libc::EACCES | libc::EPERM => MachineError::KvmNotPermitted,
+            _ => MachineError::KvmUnable(e.into()),
+        })?;
+        if kvm.get_api_version() != 12 {
+            return Err(MachineError::KvmUnable(io::Error::other("it is not the KVM interface")));
+        }
+        let offered = kvm.check_extension_raw(u64::from(KVM_CAP_XEN_HVM)).max(0).cast_unsigned();
+        let missing: Vec<_> = NEEDED.iter().filter(|(bit, _)| offered & bit == 0).map(|(_, name)| *name).collect();
+        if !missing.is_empty() {
+            return Err(MachineError::NoXen(missing.join(", ")));
+        }
+        let max = kvm.get_max_vcpus().min(kvm.get_max_vcpu_id());
+        if vcpus as usize > max {
+            return Err(MachineError::TooManyVcpus { asked: vcpus, max });
+        }
+        Ok(Self { kvm })
+    }
+}
+
+/// What the machine is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct MachineConfig {
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// The domain's id.
+    pub domid: DomId,
+}
+
+/// One VM with its memory and vCPUs.
+#[derive(Debug)]
+pub struct Machine {
+    config: MachineConfig,
+    vm: Arc<VmFd>,
+    space: AddressSpace,
+    ram: Arc<GuestRam>,
+    grants: Arc<GrantTable>,
+    shared_info: Arc<SharedPages>,
+    special: Arc<SharedPages>,
+    queues: Arc<[VcpuQueue]>,
+    fds: Mutex<Vec<VcpuFd>>,
+    places: Mutex<HashMap<OverlayPage, Gfn>>,
+    stop: Arc<StopSignal>,
+    early: EarlyOutput,
+}
+
+impl Machine {
+    /// Makes the VM: RAM, the special pages, and vCPUs that do not run yet.
+    pub fn new(host: &Host, config: MachineConfig, early: EarlyOutput) -> Result<Arc<Self>, MachineError> {
+        let vm = host.kvm.create_vm().map_err(|e| MachineError::KvmUnable(e.into()))?;
+        let cap = |cap, args0, what| {
+            let cap = kvm_enable_cap { cap, args: [args0, 0, 0, 0], ..Default::default() };
+            vm.enable_cap(&cap).map_err(MachineError::kvm(what))
+        };
+        // The local APICs are KVM's; a PVH guest has no IOAPIC, so no pins.
+        cap(KVM_CAP_SPLIT_IRQCHIP, 0, "the local APICs")?;
+        let x2apic = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+        cap(KVM_CAP_X2APIC_API, u64::from(x2apic), "x2APIC")?;
+        kvm_xen::configure(&vm, HYPERCALL_MSR).map_err(MachineError::kvm("Xen hypercalls"))?;
+        kvm_xen::set_xen_version(&vm, XEN_VERSION).map_err(MachineError::kvm("the Xen version"))?;
+        kvm_xen::set_long_mode(&vm, true).map_err(MachineError::kvm("Xen's 64-bit layout"))?;
+
+        let vm = Arc::new(vm);
+        let ram = Arc::new(memory::allocate(config.memory)?);
+        let space = AddressSpace::new(Arc::clone(&vm), Arc::clone(&ram))?;
+        let pages = |name, count| SharedPages::new(name, count).map(Arc::new).map_err(MachineError::Memory);
+        let (shared_info, special) = (pages("xen-shared-info", 1)?, pages("xen-special", SPECIAL_PAGES)?);
+        space.map_special(&special, SPECIAL_GFN).map_err(MachineError::Memory)?;
+        let grants = Arc::new(GrantTable::new(Arc::clone(&ram)).map_err(MachineError::Memory)?);
+
+        let template = CpuidTemplate::new(&host.kvm, config.vcpus)?;
+        let mut fds = Vec::new();
+        for id in 0..config.vcpus {
+            let fd = vm.create_vcpu(id.into()).map_err(MachineError::kvm("a vCPU"))?;
+            let tsc_khz = fd.get_tsc_khz().map_err(MachineError::kvm("the TSC"))?;
+            let cpuid = template.for_vcpu(id, config.domid.0, tsc_khz)?;
+            fd.set_cpuid2(&cpuid).map_err(MachineError::kvm("CPUID"))?;
+            kvm_xen::set_vcpu_attr(&fd, VcpuAttr::Id(id)).map_err(MachineError::kvm("the vCPU id"))?;
+            fds.push(fd);
+        }
+        Ok(Arc::new(Self {
+            config,
+            vm,
+            space,
+            ram,
+            grants,
+            shared_info,
+            special,
+            queues: (0..config.vcpus).map(|_| VcpuQueue::default()).collect(),
+            fds: Mutex::new(fds),
+            places: Mutex::default(),
+            stop: Arc::new(StopSignal::new().map_err(MachineError::kvm("an eventfd"))?),
+            early,
+        }))
+    }
+
+    /// Guest RAM.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// The grant table.
+    pub fn grants(&self) -> &Arc<GrantTable> {
+        &self.grants
+    }
+
+    /// The page of shared_info.
+    pub fn shared_info(&self) -> &Arc<SharedPages> {
+        &self.shared_info
+    }
+
+    /// The special pages, from [`SPECIAL_GFN`].
+    pub fn special(&self) -> &Arc<SharedPages> {
+        &self.special
+    }
+
+    /// The memory map that the guest is told.
+    pub fn memmap(&self) -> Vec<MemmapEntry> {
+        memory::memmap(self.config.memory)
+    }
+
+    /// Tells when and why the guest stopped.
+    pub fn stop_signal(&self) -> &Arc<StopSignal> {
+        &self.stop
+    }
+
+    /// The delivery of events by KVM.
+    pub fn delivery(&self) -> Arc<dyn EventDelivery> {
+        Arc::new(KvmDelivery { vm: Arc::clone(&self.vm), queues: Arc::clone(&self.queues) })
+    }
+
+    /// Starts all vCPU threads; vCPU 0 at the kernel's entry, the others wait for its INIT and SIPI.
+    pub fn start(
+        self: &Arc<Self>,
+        entry: &BootEntry,
+        hypercalls: &Arc<Hypercalls>,
+    ) -> Result<Vec<JoinHandle<()>>, MachineError> {
+        let fds = std::mem::take(&mut *self.fds.lock().unwrap_or_else(PoisonError::into_inner));
+        vcpu::install_kick_handler().map_err(MachineError::kvm("the kick signal"))?;
+        let mut threads = Vec::new();
+        for (id, fd) in (0u32..).zip(fds) {
+            if id == 0 {
+                vcpu::set_pvh_state(&fd, entry).map_err(MachineError::kvm("the registers"))?;
+            }
+            let thread = VcpuThread::new(id, fd, Arc::clone(self), Arc::clone(hypercalls));
+            let spawned = std::thread::Builder::new().name(format!("vcpu{id}")).spawn(move || thread.run());
+            match spawned {
+                Ok(handle) => threads.push(handle),
+                Err(e) => {
+                    self.stop_vcpus();
+                    return Err(MachineError::kvm("a vCPU thread")(e));
+                }
+            }
+        }
+        Ok(threads)
+    }
+
+    /// Makes all vCPU threads end.
+    pub fn stop_vcpus(&self) {
+        for queue in self.queues.iter() {
+            queue.post(Task::End);
+        }
+    }
+
+    fn post(&self, id: u32, task: Task) -> Result<(), Errno> {
+        self.queues.get(id as usize).ok_or(Errno(libc::ENOENT))?.post(task);
+        Ok(())
+    }
+}
+
+fn host_error(e: &io::Error) -> Errno {
+    Errno(e.raw_os_error().unwrap_or(libc::ENOMEM))
+}
+
+impl Platform for Machine {
+    fn overlay(&self, page: OverlayPage, gfn: Gfn) -> Result<(), Errno> {
+        if gfn.0 >= SPECIAL_GFN.0 && gfn.0 < SPECIAL_GFN.0 + SPECIAL_PAGES as u64 {
+            return Err(Errno(libc::EINVAL));
+        }
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = places.remove(&page) {
+            self.space.remove_overlay(old).map_err(|e| host_error(&e))?;
+        }
+        // Another page that stood there is gone from the guest's view.
+        places.retain(|_, at| *at != gfn);
+        let (pages, index) = match page {
+            OverlayPage::SharedInfo => (&*self.shared_info, 0),
+            OverlayPage::GrantFrame(index) => (self.grants.frames(), index),
+        };
+        self.space.overlay(pages, index, gfn).map_err(|e| host_error(&e))?;
+        places.insert(page, gfn);
+        if page == OverlayPage::SharedInfo {
+            kvm_xen::set_shared_info(&*self.vm, gfn.0).map_err(|e| host_error(&e))?;
+            for (id, queue) in (0u32..).zip(self.queues.iter()).take(vcpu::SHARED_INFO_VCPUS as usize) {
+                queue.post(Task::DefaultInfo(gfn.gpa().unwrap_or_default() + u64::from(id) * vcpu::VCPU_INFO_SIZE));
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_overlay(&self, gfn: Gfn) -> Result<bool, Errno> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared_info = places.get(&OverlayPage::SharedInfo) == Some(&gfn);
+        places.retain(|_, at| *at != gfn);
+        if shared_info {
+            kvm_xen::set_shared_info(&*self.vm, kvm_xen::INVALID).map_err(|e| host_error(&e))?;
+        }
+        self.space.remove_overlay(gfn).map_err(|e| host_error(&e))
+    }
+
+    fn discard(&self, gfn: Gfn) -> bool {
+        self.space.discard(gfn)
+    }
+
+    fn set_long_mode(&self, on: bool) {
+        if let Err(error) = kvm_xen::set_long_mode(&*self.vm, on) {
+            tracing::warn!(%error, "KVM refused the layout of shared_info");
+        }
+    }
+
+    fn set_callback_vector(&self, vector: u8) -> Result<(), Errno> {
+        kvm_xen::set_upcall_vector(&*self.vm, vector).map_err(|e| host_error(&e))
+    }
+
+    fn set_runstate_update_flag(&self, on: bool) -> Result<(), Errno> {
+        kvm_xen::set_runstate_update_flag(&*self.vm, on).map_err(|e| host_error(&e))
+    }
+
+    fn set_vcpu(&self, id: u32, setting: VcpuSetting) -> Result<(), Errno> {
+        let task = match setting {
+            VcpuSetting::Info(gpa) => Task::MoveInfo(gpa),
+            VcpuSetting::TimeArea(gpa) => Task::Attr(VcpuAttr::TimeInfo(gpa.unwrap_or(kvm_xen::INVALID))),
+            VcpuSetting::Runstate(gpa) => Task::Attr(VcpuAttr::Runstate(gpa)),
+            VcpuSetting::UpcallVector(vector) => Task::Attr(VcpuAttr::UpcallVector(vector)),
+            VcpuSetting::Timer(deadline) => Task::Timer(deadline),
+            VcpuSetting::Block => Task::Block,
+        };
+        self.post(id, task)
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.vm.get_clock().map_or(0, |c| c.clock)
+    }
+
+    fn stop(&self, reason: StopReason) {
+        self.stop.set(reason);
+    }
+
+    fn early_output(&self, text: &[u8]) {
+        self.early.write(text);
+    }
+}
+
+/// Events by KVM: EVTCHNOP_send on assigned ports, IPIs and timers stay in the kernel.
+#[derive(Debug)]
+struct KvmDelivery {
+    vm: Arc<VmFd>,
+    queues: Arc<[VcpuQueue]>,
+}
+
+impl EventDelivery for KvmDelivery {
+    fn raise(&self, port: Port, vcpu: u32) {
+        // Fails only before the guest has set up shared_info: then it cannot listen either.
+        if let Err(error) = kvm_xen::send(&*self.vm, port.0, vcpu) {
+            tracing::debug!(%error, port = port.0, vcpu, "event not delivered");
+        }
+    }
+
+    fn assign_send(&self, port: Port, target: SendTarget) -> io::Result<()> {
+        // An assignment can be changed in part only; a fresh one has no such limits.
+        self.deassign_send(port);
+        match target {
+            SendTarget::EventFd(fd) => kvm_xen::assign_eventfd(&*self.vm, port.0, fd),
+            SendTarget::Guest(to, vcpu) => kvm_xen::assign_port(&*self.vm, port.0, to.0, vcpu),
+        }
+    }
+
+    fn deassign_send(&self, port: Port) {
+        let _ = kvm_xen::deassign(&*self.vm, port.0);
+    }
+
+    fn set_timer_port(&self, vcpu: u32, port: Option<Port>) -> io::Result<()> {
+        let queue = self.queues.get(vcpu as usize).ok_or(io::ErrorKind::InvalidInput)?;
+        queue.post(Task::TimerPort(port));
+        Ok(())
+    }
+}
+
+/// Translation by the page tables of a vCPU.
+impl crate::hypercall::Translate for VcpuFd {
+    fn translate(&self, gva: u64) -> Option<u64> {
+        self.translate_gva(gva).ok().filter(|t| t.valid != 0).map(|t| t.physical_address)
+    }
+}
+
+/// Writes the ACPI tables into guest memory.
+pub fn write_acpi(ram: &GuestRam, tables: &[u8]) -> Result<(), MachineError> {
+    use vm_memory::Bytes;
+    let at = GuestAddress(ACPI_ADDRESS);
+    debug_assert!(ram.address_in_range(at));
+    ram.write_slice(tables, at).map_err(|e| MachineError::Memory(io::Error::other(e)))
+}

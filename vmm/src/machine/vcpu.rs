@@ -1,0 +1,347 @@
+//! vCPU threads.
+//!
+//! Attributes of a vCPU can only be set while it is outside KVM_RUN, so other threads post [`Task`]s to its
+//! queue and kick it. A kick is complete before post() returns: the vCPU runs no guest code before it has done
+//! the task, which is what makes a hypercall on one vCPU that changes another one safe to answer at once.
+
+use std::io;
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use devices::xen::Port;
+use kvm_bindings::{KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL, KVM_MP_STATE_HALTED, kvm_mp_state, kvm_regs, kvm_segment};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::kvm_xen::{self, VcpuAttr};
+use super::{Machine, RESET_PORT, SLEEP_CONTROL_PORT};
+use crate::boot::BootEntry;
+use crate::hypercall::{Call, Hypercalls, Platform, StopReason};
+
+/// vCPUs whose vcpu_info is in shared_info until they register another place (XEN_LEGACY_MAX_VCPUS).
+pub(super) const SHARED_INFO_VCPUS: u32 = 32;
+/// Bytes of vcpu_info.
+pub(super) const VCPU_INFO_SIZE: u64 = 64;
+/// Offset of vcpu_info.time: the pvclock, which is KVM's to write.
+const TIME_OFFSET: usize = 32;
+/// Early output of kernels with earlyprintk=xen.
+const DEBUG_PORT: u16 = 0xe9;
+/// ACPI 6.4, 4.8.3.7: SLP_EN is bit 5, SLP_TYP bits 4:2 of the sleep control register.
+const SLEEP_ENABLE: u8 = 1 << 5;
+const SLEEP_TYPE_S5: u8 = 5;
+
+/// What a vCPU thread does for others between two runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Sets an attribute.
+    Attr(VcpuAttr),
+    /// vcpu_info is at its place in shared_info, unless the guest has moved it.
+    DefaultInfo(u64),
+    /// Moves vcpu_info: what is pending moves with it.
+    MoveInfo(u64),
+    /// The port of the timer.
+    TimerPort(Option<Port>),
+    /// The next expiry of the timer, in guest ns; 0: off.
+    Timer(u64),
+    /// Sleeps until an interrupt.
+    Block,
+    /// Ends the thread.
+    End,
+}
+
+/// Tasks of a vCPU thread, and what it takes to kick it.
+#[derive(Debug, Default)]
+pub(super) struct VcpuQueue {
+    tasks: Mutex<Vec<Task>>,
+    thread: AtomicI32,
+    immediate_exit: AtomicPtr<u8>,
+}
+
+impl VcpuQueue {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Task>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a task and makes the vCPU do it before it runs guest code again.
+    pub(super) fn post(&self, task: Task) {
+        let mut tasks = self.lock();
+        // Bounded: a later setting of the same kind replaces an earlier one that was not done yet. A guest may
+        // repeat such hypercalls for a vCPU that never gets to run.
+        tasks.retain(|old| !old.is_replaced_by(&task));
+        tasks.push(task);
+        let thread = self.thread.load(SeqCst);
+        // SAFETY: gettid has no preconditions.
+        if thread == 0 || thread == unsafe { libc::gettid() } {
+            return;
+        }
+        let flag = self.immediate_exit.load(SeqCst);
+        // SAFETY: the flag is in the kvm_run page of the vCPU, which its thread unregisters under this lock
+        // before it unmaps it; the thread is alive for the same reason. Signals to it are handled.
+        unsafe {
+            AtomicU8::from_ptr(flag).store(1, SeqCst);
+            libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, kick_signal());
+        }
+    }
+
+    fn register(&self, immediate_exit: *mut u8) {
+        let _tasks = self.lock();
+        self.immediate_exit.store(immediate_exit, SeqCst);
+        // SAFETY: gettid has no preconditions.
+        self.thread.store(unsafe { libc::gettid() }, SeqCst);
+    }
+
+    fn unregister(&self) {
+        let _tasks = self.lock();
+        self.thread.store(0, SeqCst);
+    }
+
+    fn take(&self) -> Vec<Task> {
+        std::mem::take(&mut *self.lock())
+    }
+}
+
+impl Task {
+    fn is_replaced_by(&self, newer: &Task) -> bool {
+        match (self, newer) {
+            (Task::Attr(a), Task::Attr(b)) => std::mem::discriminant(a) == std::mem::discriminant(b),
+            // Moved once, and never replaced by the default.
+            (Task::MoveInfo(_), _) => false,
+            _ => std::mem::discriminant(self) == std::mem::discriminant(newer),
+        }
+    }
+}
+
+fn kick_signal() -> i32 {
+    libc::SIGRTMIN()
+}
+
+/// Kicks are signals without an effect of their own.
+pub(super) fn install_kick_handler() -> io::Result<()> {
+    extern "C" fn nothing(_: i32) {}
+    // SAFETY: a zeroed sigaction with a handler that does nothing is valid.
+    let result = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as *const () as usize;
+        libc::sigaction(kick_signal(), &action, std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Set when the guest stops, once; the main thread waits for it.
+#[derive(Debug)]
+pub struct StopSignal {
+    reason: Mutex<Option<StopReason>>,
+    event: EventFd,
+}
+
+impl StopSignal {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { reason: Mutex::new(None), event: EventFd::new(EFD_NONBLOCK)? })
+    }
+
+    /// Stops the domain for `reason`, unless it has stopped already.
+    pub fn set(&self, reason: StopReason) {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        let _ = self.event.write(1);
+    }
+
+    /// The first reason that was set.
+    pub fn get(&self) -> Option<StopReason> {
+        *self.reason.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Readable when a reason is set.
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
+}
+
+/// One vCPU and its thread.
+pub(super) struct VcpuThread {
+    id: u32,
+    fd: VcpuFd,
+    machine: Arc<Machine>,
+    hypercalls: Arc<Hypercalls>,
+    timer_port: Option<Port>,
+    /// Where vcpu_info is, and whether the guest chose the place.
+    info: Option<(u64, bool)>,
+}
+
+/// What to do after an exit.
+enum Next {
+    Run,
+    End,
+}
+
+impl VcpuThread {
+    pub(super) fn new(id: u32, fd: VcpuFd, machine: Arc<Machine>, hypercalls: Arc<Hypercalls>) -> Self {
+        Self { id, fd, machine, hypercalls, timer_port: None, info: None }
+    }
+
+    pub(super) fn run(mut self) {
+        let machine = Arc::clone(&self.machine);
+        let Some(queue) = machine.queues.get(self.id as usize) else { return };
+        queue.register(&raw mut self.fd.get_kvm_run().immediate_exit);
+        loop {
+            self.fd.set_kvm_immediate_exit(0);
+            if matches!(self.do_tasks(queue), Next::End) || matches!(self.run_guest(), Next::End) {
+                break;
+            }
+        }
+        queue.unregister();
+    }
+
+    fn do_tasks(&mut self, queue: &VcpuQueue) -> Next {
+        for task in queue.take() {
+            let result = match task {
+                Task::Attr(attr) => kvm_xen::set_vcpu_attr(&self.fd, attr),
+                Task::DefaultInfo(gpa) => match self.info {
+                    Some((_, true)) => Ok(()),
+                    _ => self.place_info(gpa, false),
+                },
+                Task::MoveInfo(gpa) => self.move_info(gpa),
+                Task::TimerPort(port) => {
+                    self.timer_port = port;
+                    self.set_timer(0)
+                }
+                Task::Timer(deadline) => self.set_timer(deadline),
+                Task::Block => {
+                    let halted = kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
+                    self.fd.set_mp_state(halted).map_err(io::Error::from)
+                }
+                Task::End => return Next::End,
+            };
+            if let Err(error) = result {
+                // The guest gave an address that is no RAM any more, or the host is out of memory.
+                tracing::debug!(%error, vcpu = self.id, ?task, "KVM refused a setting");
+            }
+        }
+        Next::Run
+    }
+
+    fn set_timer(&self, deadline: u64) -> io::Result<()> {
+        let port = self.timer_port.map_or(0, |p| p.0);
+        kvm_xen::set_vcpu_attr(&self.fd, VcpuAttr::Timer(port, deadline))
+    }
+
+    fn place_info(&mut self, gpa: u64, chosen: bool) -> io::Result<()> {
+        kvm_xen::set_vcpu_attr(&self.fd, VcpuAttr::Info(gpa))?;
+        self.info = Some((gpa, chosen));
+        Ok(())
+    }
+
+    /// Copies what is pending from the old place, then marks everything as pending: an event that came between
+    /// is found by the upcall that this causes, as on Xen.
+    fn move_info(&mut self, gpa: u64) -> io::Result<()> {
+        let mut info = [0; TIME_OFFSET];
+        if let Some((old, _)) = self.info {
+            self.machine.ram.read_slice(&mut info, GuestAddress(old)).map_err(io::Error::other)?;
+        }
+        // evtchn_upcall_pending @0, evtchn_pending_sel @8 (4 in the 32-bit layout, where arch follows).
+        info[0] = 1;
+        info[8..16].fill(0xff);
+        self.machine.ram.write_slice(&info, GuestAddress(gpa)).map_err(io::Error::other)?;
+        self.place_info(gpa, true)
+    }
+
+    fn run_guest(&mut self) -> Next {
+        match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                let machine = Arc::clone(&self.machine);
+                return write_port(&machine, port, data);
+            }
+            // Nothing answers on other ports, and there is no MMIO: all ones, as on a bus without a device.
+            Ok(VcpuExit::IoIn(port, data)) => data.fill(if port == DEBUG_PORT { 0xe9 } else { 0xff }),
+            Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
+            Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
+            Ok(VcpuExit::Unsupported(KVM_EXIT_XEN)) => return self.hypercall(),
+            Ok(VcpuExit::Shutdown) => {
+                tracing::error!(vcpu = self.id, "the guest crashed: triple fault");
+                self.machine.stop(StopReason::Crash);
+                return Next::End;
+            }
+            Ok(exit) => {
+                let exit = format!("{exit:?}");
+                tracing::error!(vcpu = self.id, exit, "the guest cannot go on: KVM cannot run its code");
+                self.machine.stop(StopReason::Crash);
+                return Next::End;
+            }
+            // EINTR: kicked. EAGAIN: an INIT was taken while waiting for SIPI.
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(error) => {
+                tracing::error!(vcpu = self.id, %error, "KVM_RUN failed");
+                self.machine.stop(StopReason::Crash);
+                return Next::End;
+            }
+        }
+        Next::Run
+    }
+
+    fn hypercall(&mut self) -> Next {
+        let run = self.fd.get_kvm_run();
+        // SAFETY: the exit reason says that the kernel filled in this member of the union.
+        let (kind, hcall) = unsafe { (run.__bindgen_anon_1.xen.type_, run.__bindgen_anon_1.xen.u.hcall) };
+        if kind != KVM_EXIT_XEN_HCALL {
+            return Next::Run;
+        }
+        let call = Call {
+            nr: hcall.input,
+            args: hcall.params,
+            long_mode: hcall.longmode != 0,
+            cpl: hcall.cpl,
+            vcpu: self.id,
+        };
+        let result = self.hypercalls.dispatch(&call, &self.fd);
+        self.fd.get_kvm_run().__bindgen_anon_1.xen.u.hcall.result = result;
+        // Stopped by this very call: the guest expects not to run any more.
+        if self.machine.stop.get().is_some() { Next::End } else { Next::Run }
+    }
+}
+
+fn write_port(machine: &Machine, port: u16, data: &[u8]) -> Next {
+    match (port, data) {
+        (DEBUG_PORT, text) => machine.early_output(text),
+        (SLEEP_CONTROL_PORT, [value]) if value & SLEEP_ENABLE != 0 => {
+            if (value >> 2) & 7 == SLEEP_TYPE_S5 {
+                machine.stop(StopReason::PowerOff);
+                return Next::End;
+            }
+        }
+        (RESET_PORT, [value]) if value & 4 != 0 => {
+            machine.stop(StopReason::Reboot);
+            return Next::End;
+        }
+        _ => {}
+    }
+    Next::Run
+}
+
+/// The state at a PVH entry point (xen/docs/misc/pvh.pandoc): 32-bit protected mode without paging, flat
+/// segments, EBX = start_info.
+pub(super) fn set_pvh_state(fd: &VcpuFd, entry: &BootEntry) -> Result<(), kvm_ioctls::Error> {
+    let mut sregs = fd.get_sregs()?;
+    let flat = |selector, type_| kvm_segment {
+        base: 0,
+        limit: u32::MAX,
+        selector,
+        type_,
+        present: 1,
+        dpl: 0,
+        db: 1,
+        s: 1,
+        l: 0,
+        g: 1,
+        ..Default::default()
+    };
+    sregs.cs = flat(8, 0xb);
+    for data in [&mut sregs.ds, &mut sregs.es, &mut sregs.ss, &mut sregs.fs, &mut sregs.gs] {
+        *data = flat(16, 3);
+    }
+    sregs.tr = kvm_segment { limit: 0x67, type_: 0xb, present: 1, selector: 24, ..Default::default() };
+    sregs.cr0 = 0x11;
+    sregs.cr4 = 0;
+    sregs.efer = 0;
+    fd.set_sregs(&sregs)?;
+    fd.set_regs(&kvm_regs { rip: entry.entry, rbx: entry.start_info, rflags: 2, ..Default::default() })
+}
