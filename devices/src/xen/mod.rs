@@ -1,5 +1,6 @@
 //! Xen's shared structures, as the back half of the devices sees them.
 
+pub mod console;
 pub mod event_channel;
 pub mod grant_table;
 pub mod shared_ring;
