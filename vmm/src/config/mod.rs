@@ -1,1 +1,253 @@
 //! `DomainConfig`: the one description of a guest.
+//!
+//! The command line parses into it, the machine is built from it, and `config.json` in the state folder is
+//! its text. Nothing here looks at the host: whether files and bridges are there is asked by
+//! [`crate::domain::preflight`].
+
+pub mod disk;
+pub mod error;
+pub mod mac;
+pub mod net;
+mod spec;
+pub mod values;
+pub mod vdev;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use disk::{DiskConfig, DiskSpec};
+pub use error::{ConfigError, Problem};
+pub use mac::MacAddr;
+pub use net::NetConfig;
+pub use values::{
+    ConsoleTarget, DEFAULT_MEMORY, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY, OnReboot, check_name, parse_memory,
+};
+pub use vdev::Vdev;
+
+/// The folder of state folders.
+pub const DEFAULT_RUN_DIR: &str = "/run/xvmm";
+/// The folder of disk images, the one that Xen's toolstack uses.
+pub const DEFAULT_IMAGES_DIR: &str = "/var/lib/xen/images";
+/// How long a guest may take to shut down before it is stopped.
+pub const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A guest: what it is made of and what becomes of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DomainConfig {
+    /// The name, unique among running domains. `None`: `domain-N` after the first id.
+    pub name: Option<String>,
+    /// The kernel image: a bzImage or an uncompressed ELF file with a PVH entry.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// Number of vCPUs, at least 1.
+    pub vcpus: u32,
+    /// Disks in the order of the command line.
+    pub disks: Vec<DiskConfig>,
+    /// Network interfaces; the index is the device id N of `vifD.N`.
+    pub nets: Vec<NetConfig>,
+    /// Where the console goes.
+    pub console: ConsoleTarget,
+    /// The folder of state folders.
+    pub run_dir: PathBuf,
+    /// The folder of disk images.
+    pub images_dir: PathBuf,
+    /// How long a guest may take to shut down before it is stopped.
+    #[serde(with = "seconds")]
+    pub shutdown_timeout: Duration,
+    /// What happens when the guest reboots.
+    pub on_reboot: OnReboot,
+}
+
+impl Default for DomainConfig {
+    fn default() -> Self {
+        DomainConfig {
+            name: None,
+            kernel: PathBuf::new(),
+            initrd: None,
+            cmdline: String::new(),
+            memory: DEFAULT_MEMORY,
+            vcpus: 1,
+            disks: Vec::new(),
+            nets: Vec::new(),
+            console: ConsoleTarget::default(),
+            run_dir: DEFAULT_RUN_DIR.into(),
+            images_dir: DEFAULT_IMAGES_DIR.into(),
+            shutdown_timeout: DEFAULT_SHUTDOWN_TIMEOUT,
+            on_reboot: OnReboot::default(),
+        }
+    }
+}
+
+impl DomainConfig {
+    /// Checks what the parsers of single values cannot see.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if let Some(name) = &self.name {
+            check_name(name)?;
+        }
+        if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
+            return Err(ConfigError::new("--vcpus", self.vcpus, Problem::Vcpus));
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            let before = || self.disks.iter().take(index);
+            if before().any(|other| other.vdev == disk.vdev) {
+                let problem = Problem::SameVdev(disk.vdev.to_string());
+                return Err(ConfigError::new("--disk", disk.path.display(), problem));
+            }
+            if before().any(|other| other.path == disk.path && !(other.readonly && disk.readonly)) {
+                return Err(ConfigError::new("--disk", disk.path.display(), Problem::SameImage));
+            }
+        }
+        for (index, net) in self.nets.iter().enumerate() {
+            let same = |other: &NetConfig| other.mac.is_some() && other.mac == net.mac;
+            if let (Some(mac), true) = (net.mac, self.nets.iter().take(index).any(same)) {
+                return Err(ConfigError::new("--net", &net.bridge, Problem::SameMac(mac.to_string())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every interface without an address one: always the same one for a domain with a name, else
+    /// from `random`. `host` tells hosts apart, so that equal names on two of them do not meet on one wire.
+    pub fn assign_macs(&mut self, host: &str, mut random: impl FnMut() -> [u8; 3]) {
+        for index in 0..self.nets.len() {
+            if self.nets.get(index).is_none_or(|net| net.mac.is_some()) {
+                continue;
+            }
+            let mut salt = index;
+            let mac = loop {
+                let mac = match &self.name {
+                    Some(name) => MacAddr::derived(host, name, salt),
+                    None => MacAddr::xen(random()),
+                };
+                if self.nets.iter().all(|net| net.mac != Some(mac)) {
+                    break mac;
+                }
+                salt += self.nets.len();
+            };
+            if let Some(net) = self.nets.get_mut(index) {
+                net.mac = Some(mac);
+            }
+        }
+    }
+}
+
+/// A duration as a number of seconds.
+mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(time.as_secs_f64())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        Duration::try_from_secs_f64(f64::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn sample() -> DomainConfig {
+        DomainConfig {
+            name: Some("web".into()),
+            kernel: "/boot/vmlinuz".into(),
+            disks: DiskSpec::assign(vec![
+                DiskSpec::parse("/a.img").unwrap(),
+                DiskSpec::parse("/b.img,ro").unwrap(),
+            ])
+            .unwrap(),
+            nets: vec!["xenbr0".parse().unwrap(), "br1,mac=00:16:3e:00:00:01".parse().unwrap()],
+            console: ConsoleTarget::File("/tmp/log".into()),
+            ..DomainConfig::default()
+        }
+    }
+
+    #[test]
+    fn a_description_survives_json() {
+        let config = sample();
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<DomainConfig>(&json).unwrap(), config);
+    }
+
+    #[test]
+    fn json_of_an_older_or_newer_release_is_read() {
+        let config: DomainConfig = serde_json::from_str(r#"{"name":"web","colour":"blue"}"#).unwrap();
+        assert_eq!(config, DomainConfig { name: Some("web".into()), ..DomainConfig::default() });
+    }
+
+    #[test]
+    fn a_good_description_is_valid() {
+        assert_eq!(sample().validate(), Ok(()));
+    }
+
+    #[test]
+    fn contradictions_are_found() {
+        type Change = fn(&mut DomainConfig);
+        let table: [(Change, &str); 7] = [
+            (|c| c.vcpus = 0, "--vcpus 0: a guest has 1 to 512 vCPUs"),
+            (|c| c.vcpus = 513, "--vcpus 513: a guest has 1 to 512 vCPUs"),
+            (
+                |c| c.name = Some("7".into()),
+                "--name 7: a name is not a number, because numbers are domain ids; add a letter",
+            ),
+            (
+                |c| c.disks[1].vdev = c.disks[0].vdev,
+                "--disk /b.img: two disks are called xvda; give one of them another vdev",
+            ),
+            (
+                |c| c.disks[1].path = "/a.img".into(),
+                "--disk /a.img: the image is given twice; a writable image can be one disk only",
+            ),
+            (
+                |c| c.nets[0].mac = c.nets[1].mac,
+                "--net br1: two interfaces have the address 00:16:3e:00:00:01; give one of them another mac",
+            ),
+            (|c| c.name = Some(String::new()), "--name : a name has 1 to 64 characters"),
+        ];
+        for (change, sentence) in table {
+            let mut config = sample();
+            change(&mut config);
+            assert_eq!(config.validate().unwrap_err().to_string(), sentence);
+        }
+    }
+
+    #[test]
+    fn one_image_may_be_two_disks_that_nobody_writes() {
+        let mut config = sample();
+        config.disks[0].readonly = true;
+        config.disks[1].path = "/a.img".into();
+        assert_eq!(config.validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_named_domain_keeps_its_addresses() {
+        let (mut first, mut second) = (sample(), sample());
+        first.assign_macs("host", || unreachable!("a name is enough"));
+        second.assign_macs("host", || unreachable!("a name is enough"));
+        assert_eq!(first, second);
+        assert_eq!(first.nets[0].mac, Some(MacAddr::derived("host", "web", 0)));
+        assert_eq!(first.nets[1].mac, Some("00:16:3e:00:00:01".parse().unwrap()));
+    }
+
+    #[test]
+    fn no_two_interfaces_get_one_address() {
+        let mut config = DomainConfig { name: None, ..sample() };
+        config.nets = vec!["a".parse().unwrap(), "b".parse().unwrap()];
+        let mut draws = [[1, 2, 3], [1, 2, 3], [4, 5, 6]].into_iter();
+        config.assign_macs("host", || draws.next().unwrap());
+        assert_eq!(config.nets[0].mac, Some(MacAddr::xen([1, 2, 3])));
+        assert_eq!(config.nets[1].mac, Some(MacAddr::xen([4, 5, 6])));
+    }
+}

@@ -1,0 +1,231 @@
+//! Names of virtual disks, `xvda`, and their numbers in xenstore.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// The driver family that a name belongs to. It decides the numbering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum VdevKind {
+    /// `xvd`: the guest's own Xen disks.
+    Xvd,
+    /// `sd`: shown as SCSI disks.
+    Sd,
+    /// `hd`: shown as IDE disks.
+    Hd,
+}
+
+impl VdevKind {
+    fn prefix(self) -> &'static str {
+        match self {
+            VdevKind::Xvd => "xvd",
+            VdevKind::Sd => "sd",
+            VdevKind::Hd => "hd",
+        }
+    }
+
+    /// Disks of this kind, and the highest partition number of each.
+    fn limits(self) -> (u32, u32) {
+        match self {
+            // 20 bits of the extended number, and 8 for the partition.
+            VdevKind::Xvd => (1 << 20, 255),
+            VdevKind::Sd => (16, 15),
+            VdevKind::Hd => (4, 63),
+        }
+    }
+}
+
+/// The name of a virtual disk or of one partition: `xvda`, `xvda1`, `sdb`, `hdc`, `xvdaa`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Vdev {
+    kind: VdevKind,
+    disk: u32,
+    partition: u32,
+}
+
+impl Vdev {
+    /// The whole disk number `disk`, from 0, of the `xvd` kind; `None` past the last one.
+    pub fn xvd(disk: u32) -> Option<Vdev> {
+        (disk < VdevKind::Xvd.limits().0).then_some(Vdev { kind: VdevKind::Xvd, disk, partition: 0 })
+    }
+
+    /// The kind of name.
+    pub fn kind(self) -> VdevKind {
+        self.kind
+    }
+
+    /// The disk, from 0.
+    pub fn disk(self) -> u32 {
+        self.disk
+    }
+
+    /// The partition from 1, or 0 for the whole disk.
+    pub fn partition(self) -> u32 {
+        self.partition
+    }
+
+    /// The number that names the disk in xenstore, in `device/vbd/N` and `virtual-device`
+    /// (xen-vbd-interface(7), "Concrete encoding in the VBD interface").
+    ///
+    /// `xvd`: `202 << 8 | disk << 4 | partition` while both fit, `1 << 28 | disk << 8 | partition` beyond;
+    /// `sd`: `8 << 8 | disk << 4 | partition`; `hd`: `3 << 8 | disk << 6 | partition` for the first two
+    /// disks and 22 in place of 3 for the other two.
+    pub fn virtual_device(self) -> u32 {
+        let Vdev { kind, disk, partition } = self;
+        match kind {
+            VdevKind::Xvd if disk < 16 && partition < 16 => 202 << 8 | disk << 4 | partition,
+            VdevKind::Xvd => 1 << 28 | disk << 8 | partition,
+            VdevKind::Sd => 8 << 8 | disk << 4 | partition,
+            VdevKind::Hd if disk < 2 => 3 << 8 | disk << 6 | partition,
+            VdevKind::Hd => 22 << 8 | (disk - 2) << 6 | partition,
+        }
+    }
+}
+
+impl fmt::Display for Vdev {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Letters count as a, b, .. z, aa, ab: base 26 without a zero.
+        let mut letters = Vec::new();
+        let mut rest = self.disk + 1;
+        while rest > 0 {
+            rest -= 1;
+            letters.push(char::from(b'a' + u8::try_from(rest % 26).unwrap_or(0)));
+            rest /= 26;
+        }
+        f.write_str(self.kind.prefix())?;
+        letters.iter().rev().try_for_each(|letter| write!(f, "{letter}"))?;
+        if self.partition > 0 {
+            write!(f, "{}", self.partition)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Vdev {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The text is not the name of a virtual disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a virtual disk; use xvda, xvdb, ... (or sda-sdp, hda-hdd), with a partition number if need be")]
+pub struct VdevError;
+
+impl FromStr for Vdev {
+    type Err = VdevError;
+
+    fn from_str(text: &str) -> Result<Vdev, VdevError> {
+        let kinds = [VdevKind::Xvd, VdevKind::Sd, VdevKind::Hd];
+        let (kind, rest) = kinds
+            .into_iter()
+            .find_map(|kind| Some((kind, text.strip_prefix(kind.prefix())?)))
+            .ok_or(VdevError)?;
+        let letters = rest.bytes().take_while(u8::is_ascii_lowercase).count();
+        let (letters, digits) = rest.split_at_checked(letters).ok_or(VdevError)?;
+        // Four letters reach past the last disk number, so longer names cannot overflow.
+        if letters.is_empty() || letters.len() > 5 || digits.len() > 3 {
+            return Err(VdevError);
+        }
+        let disk = letters.bytes().fold(0, |disk, b| disk * 26 + u32::from(b - b'a') + 1) - 1;
+        let partition = if digits.is_empty() {
+            0
+        } else if digits.starts_with('0') || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(VdevError);
+        } else {
+            digits.parse().map_err(|_| VdevError)?
+        };
+        let (disks, last_partition) = kind.limits();
+        if disk >= disks || partition > last_partition {
+            return Err(VdevError);
+        }
+        Ok(Vdev { kind, disk, partition })
+    }
+}
+
+impl Serialize for Vdev {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Vdev {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Vdev, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn names_have_their_xenstore_numbers() {
+        let table = [
+            ("xvda", 51712),
+            ("xvda1", 51713),
+            ("xvda15", 51727),
+            ("xvda16", 1 << 28 | 16),
+            ("xvdb", 51728),
+            ("xvdp", 51952),
+            ("xvdp15", 51967),
+            ("xvdq", 1 << 28 | 16 << 8),
+            ("xvdq1", 1 << 28 | 16 << 8 | 1),
+            ("xvdz", 1 << 28 | 25 << 8),
+            ("xvdaa", 1 << 28 | 26 << 8),
+            ("xvdzz", 1 << 28 | 701 << 8),
+            ("xvdaaa", 1 << 28 | 702 << 8),
+            ("sda", 2048),
+            ("sdb3", 2067),
+            ("sdp15", 2303),
+            ("hda", 768),
+            ("hdb", 832),
+            ("hdb63", 895),
+            ("hdc", 5632),
+            ("hdd1", 5697),
+        ];
+        for (name, number) in table {
+            let vdev: Vdev = name.parse().unwrap();
+            assert_eq!(vdev.virtual_device(), number, "{name}");
+            assert_eq!(vdev.to_string(), name);
+        }
+    }
+
+    #[test]
+    fn other_names_are_refused() {
+        for name in [
+            "",
+            "xvd",
+            "xvd1",
+            "xvdA",
+            "xvda0",
+            "xvda01",
+            "xvda256",
+            "xvda-1",
+            "xvda 1",
+            "xvda1p",
+            "sdq",
+            "sda16",
+            "hde",
+            "hda64",
+            "vda",
+            "/dev/xvda",
+            "XVDA",
+            "xvdé",
+            "xvdzzzzz",
+            "xvdaaaaaaaaaaaaaaaaaa",
+            "xvda99999999999999999999",
+        ] {
+            assert_eq!(name.parse::<Vdev>(), Err(VdevError), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_last_disk_has_a_name() {
+        let last = Vdev::xvd((1 << 20) - 1).unwrap();
+        assert_eq!(last.to_string().parse(), Ok(last));
+        assert_eq!(Vdev::xvd(1 << 20), None);
+    }
+}
