@@ -2,3 +2,5 @@
 
 pub mod boot;
 pub mod config;
+pub mod hypercall;
+pub mod machine;

@@ -83,7 +83,11 @@ impl<'a> GuestCopy<'a> {
     pub fn put_ulong(&self, array: u64, index: u64, value: u64) -> Result<(), Errno> {
         let size = if self.long_mode { 8 } else { 4 };
         let at = index.checked_mul(size).and_then(|o| array.checked_add(o)).ok_or(Errno::FAULT)?;
-        if self.long_mode { self.put(at, &value) } else { self.put(at, &u32::try_from(value).unwrap_or(u32::MAX)) }
+        if self.long_mode {
+            self.put(at, &value)
+        } else {
+            self.put(at, &u32::try_from(value).unwrap_or(u32::MAX))
+        }
     }
 
     /// The physical address of a structure of `len` bytes at `gva` that must lie in one page of RAM.

@@ -15,13 +15,13 @@ mod vcpu;
 mod version;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+use devices::memory::GuestRam;
 use devices::xen::event_channel::EventChannels;
 use devices::xen::grant_table::GrantTable;
 use devices::xen::{DomId, Gfn};
-use devices::memory::GuestRam;
 
 pub use guest_copy::{GuestCopy, Translate};
 pub use hvm::HvmParams;
@@ -61,7 +61,7 @@ pub enum StopReason {
 }
 
 /// A page of xvmm's that the guest maps at a frame of its choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OverlayPage {
     /// The shared_info page.
     SharedInfo,
@@ -247,7 +247,8 @@ impl Hypercalls {
     }
 
     fn count(&self, call: &Call) {
-        let known = HYPERCALLS.iter().position(|(nr, _)| *nr == call.nr).and_then(|i| self.counters.known.get(i));
+        let known =
+            HYPERCALLS.iter().position(|(nr, _)| *nr == call.nr).and_then(|i| self.counters.known.get(i));
         known.unwrap_or(&self.counters.other).fetch_add(1, Relaxed);
         if call.nr == 32 && call.args.first() == Some(&EVTCHNOP_SEND) {
             self.counters.evtchn_send.fetch_add(1, Relaxed);

@@ -57,13 +57,16 @@ impl CpuidTemplate {
                     e.ecx |= FEATURE_1_ECX_HYPERVISOR | FEATURE_1_ECX_X2APIC;
                     // One-shot timers come from Xen; the deadline timer would only cost exits to set up.
                     e.ecx &= !FEATURE_1_ECX_TSC_DEADLINE;
-                    e.edx = if self.vcpus > 1 { e.edx | FEATURE_1_EDX_HTT } else { e.edx & !FEATURE_1_EDX_HTT };
+                    e.edx =
+                        if self.vcpus > 1 { e.edx | FEATURE_1_EDX_HTT } else { e.edx & !FEATURE_1_EDX_HTT };
                 }
                 (4, _) if e.eax & 0x1f != 0 => {
                     // Bits 25:14: logical processors sharing the cache, 31:26: cores of the package, each minus 1.
                     let level = (e.eax >> 5) & 7;
                     let sharing = if level >= 3 { (1 << core_bits) - 1 } else { 0 };
-                    e.eax = (e.eax & 0x3fff) | (sharing.min(0xfff) << 14) | (((1 << core_bits) - 1).min(0x3f) << 26);
+                    e.eax = (e.eax & 0x3fff)
+                        | (sharing.min(0xfff) << 14)
+                        | (((1 << core_bits) - 1).min(0x3f) << 26);
                 }
                 // Rebuilt below; 0x1f would repeat 0xb.
                 (0xb | 0x1f, _) => continue,
@@ -86,7 +89,9 @@ impl CpuidTemplate {
         }
         // Level 0: threads of a core, level 1: cores of the package.
         let flag = kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
-        for (index, level) in [[0, 1, 1 << 8, id], [core_bits, self.vcpus, (2 << 8) | 1, id], [0, 0, 2, id]].iter().enumerate() {
+        for (index, level) in
+            [[0, 1, 1 << 8, id], [core_bits, self.vcpus, (2 << 8) | 1, id], [0, 0, 2, id]].iter().enumerate()
+        {
             entries.push(kvm_cpuid_entry2 { flags: flag, ..leaf(0xb, index as u32, *level) });
         }
         let time_flag = |index, regs| kvm_cpuid_entry2 { flags: flag, ..leaf(XEN_BASE + 3, index, regs) };

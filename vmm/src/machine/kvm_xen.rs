@@ -10,16 +10,17 @@ use kvm_bindings::{
     KVM_XEN_ATTR_TYPE_SHARED_INFO, KVM_XEN_ATTR_TYPE_UPCALL_VECTOR, KVM_XEN_ATTR_TYPE_XEN_VERSION,
     KVM_XEN_EVTCHN_DEASSIGN, KVM_XEN_HVM_CONFIG_EVTCHN_SEND, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
     KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, KVM_XEN_VCPU_ATTR_TYPE_TIMER, KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR,
-    KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, KVMIO,
-    kvm_irq_routing_xen_evtchn, kvm_xen_hvm_attr, kvm_xen_hvm_attr__bindgen_ty_1,
+    KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO,
+    KVMIO, kvm_irq_routing_xen_evtchn, kvm_xen_hvm_attr, kvm_xen_hvm_attr__bindgen_ty_1,
     kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_1, kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_2,
     kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_2__bindgen_ty_1,
     kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_2__bindgen_ty_1__bindgen_ty_1 as EvtchnPort,
-    kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_2__bindgen_ty_1__bindgen_ty_2 as EvtchnEventFd, kvm_xen_hvm_config,
-    kvm_xen_vcpu_attr, kvm_xen_vcpu_attr__bindgen_ty_1, kvm_xen_vcpu_attr__bindgen_ty_1__bindgen_ty_2,
+    kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_2__bindgen_ty_1__bindgen_ty_2 as EvtchnEventFd,
+    kvm_xen_hvm_config, kvm_xen_vcpu_attr, kvm_xen_vcpu_attr__bindgen_ty_1,
+    kvm_xen_vcpu_attr__bindgen_ty_1__bindgen_ty_2,
 };
 use vmm_sys_util::ioctl::ioctl_with_ref;
-use vmm_sys_util::{ioctl_ioc_nr, ioctl_iow_nr};
+use vmm_sys_util::ioctl_iow_nr;
 
 ioctl_iow_nr!(KVM_XEN_HVM_CONFIG, KVMIO, 0x7a, kvm_xen_hvm_config);
 ioctl_iow_nr!(KVM_XEN_HVM_SET_ATTR, KVMIO, 0xc9, kvm_xen_hvm_attr);
@@ -140,11 +141,18 @@ pub(super) enum VcpuAttr {
 pub(super) fn set_vcpu_attr(vcpu: &impl AsRawFd, attr: VcpuAttr) -> io::Result<()> {
     let (kind, u) = match attr {
         VcpuAttr::Info(gpa) => (KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, kvm_xen_vcpu_attr__bindgen_ty_1 { gpa }),
-        VcpuAttr::TimeInfo(gpa) => (KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, kvm_xen_vcpu_attr__bindgen_ty_1 { gpa }),
-        VcpuAttr::Runstate(gpa) => (KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, kvm_xen_vcpu_attr__bindgen_ty_1 { gpa }),
-        VcpuAttr::Id(vcpu_id) => (KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID, kvm_xen_vcpu_attr__bindgen_ty_1 { vcpu_id }),
+        VcpuAttr::TimeInfo(gpa) => {
+            (KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, kvm_xen_vcpu_attr__bindgen_ty_1 { gpa })
+        }
+        VcpuAttr::Runstate(gpa) => {
+            (KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, kvm_xen_vcpu_attr__bindgen_ty_1 { gpa })
+        }
+        VcpuAttr::Id(vcpu_id) => {
+            (KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID, kvm_xen_vcpu_attr__bindgen_ty_1 { vcpu_id })
+        }
         VcpuAttr::Timer(port, expires_ns) => {
-            let timer = kvm_xen_vcpu_attr__bindgen_ty_1__bindgen_ty_2 { port, priority: PRIORITY_2LEVEL, expires_ns };
+            let timer =
+                kvm_xen_vcpu_attr__bindgen_ty_1__bindgen_ty_2 { port, priority: PRIORITY_2LEVEL, expires_ns };
             (KVM_XEN_VCPU_ATTR_TYPE_TIMER, kvm_xen_vcpu_attr__bindgen_ty_1 { timer })
         }
         VcpuAttr::UpcallVector(vector) => {

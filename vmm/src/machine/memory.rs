@@ -13,10 +13,9 @@ use devices::memory::{GuestRam, PAGE_SIZE, SharedPages};
 use devices::xen::Gfn;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::{
-    Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
-    MmapRegionBuilder,
-};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
+
+use vm_memory::mmap::MmapRegionBuilder;
 
 use super::MachineError;
 use crate::boot::{MemmapEntry, MemmapKind};
@@ -46,7 +45,8 @@ fn ram_ranges(bytes: u64) -> Vec<(u64, u64)> {
 pub(super) fn allocate(bytes: u64) -> Result<GuestRam, MachineError> {
     let mut regions = Vec::new();
     for (start, len) in ram_ranges(bytes) {
-        let size = usize::try_from(len).map_err(|_| MachineError::Memory(io::ErrorKind::OutOfMemory.into()))?;
+        let size =
+            usize::try_from(len).map_err(|_| MachineError::Memory(io::ErrorKind::OutOfMemory.into()))?;
         let region = MmapRegionBuilder::new(size)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
@@ -174,7 +174,9 @@ impl AddressSpace {
                 let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
                 // SAFETY: replaces one page of guest RAM, which is only accessed volatilely through pointers, by a
                 // page of a memfd of ours.
-                let at = unsafe { libc::mmap(host.cast(), PAGE_SIZE, prot, flags, pages.fd().as_raw_fd(), offset) };
+                let at = unsafe {
+                    libc::mmap(host.cast(), PAGE_SIZE, prot, flags, pages.fd().as_raw_fd(), offset)
+                };
                 if at == libc::MAP_FAILED {
                     return Err(io::Error::last_os_error());
                 }
@@ -216,7 +218,9 @@ impl AddressSpace {
     /// Gives a page of RAM back to the host; it reads as zeros when the guest touches it again.
     pub(super) fn discard(&self, gfn: Gfn) -> bool {
         let slots = self.lock();
-        let Some(host) = self.ram_host(gfn).filter(|_| !slots.overlays.contains_key(&gfn)) else { return false };
+        let Some(host) = self.ram_host(gfn).filter(|_| !slots.overlays.contains_key(&gfn)) else {
+            return false;
+        };
         // SAFETY: drops the content of one page of private guest RAM.
         unsafe { libc::madvise(host.cast(), PAGE_SIZE, libc::MADV_DONTNEED) == 0 }
     }

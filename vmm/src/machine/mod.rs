@@ -7,7 +7,7 @@ mod vcpu;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use devices::memory::{GuestRam, SharedPages};
@@ -25,14 +25,13 @@ use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::boot::{BootEntry, MemmapEntry};
-use crate::console::EarlyOutput;
 use crate::hypercall::{Errno, Hypercalls, OverlayPage, Platform, StopReason, VcpuSetting};
 use cpuid::{CpuidTemplate, HYPERCALL_MSR};
 use kvm_xen::VcpuAttr;
 use memory::AddressSpace;
 pub use memory::{MIN_MEMORY, SPECIAL_GFN, SPECIAL_PAGES};
-use vcpu::{Task, VcpuQueue, VcpuThread};
 pub use vcpu::StopSignal;
+use vcpu::{Task, VcpuQueue, VcpuThread};
 
 /// The Xen version that guests see: 4.17.
 pub const XEN_VERSION: u32 = 4 << 16 | 17;
@@ -59,13 +58,17 @@ const NEEDED: [(u32, &str); 6] = [
 #[derive(Debug, Error)]
 pub enum MachineError {
     /// /dev/kvm does not exist.
-    #[error("/dev/kvm is missing: load the kvm_intel or kvm_amd module, or enable virtualisation in the firmware")]
+    #[error(
+        "/dev/kvm is missing: load the kvm_intel or kvm_amd module, or enable virtualisation in the firmware"
+    )]
     KvmMissing,
     /// /dev/kvm may not be opened.
     #[error("/dev/kvm: permission denied: run as root or as a member of the group kvm")]
     KvmNotPermitted,
     /// KVM is there but makes no VM.
-    #[error("/dev/kvm cannot run guests on this host ({0}): check that the CPU's virtualisation is usable here")]
+    #[error(
+        "/dev/kvm cannot run guests on this host ({0}): check that the CPU's virtualisation is usable here"
+    )]
     KvmUnable(io::Error),
     /// KVM has no Xen support at all, or not enough.
     #[error("this host's KVM has no Xen support for: {0}: use Linux 5.19 or later with CONFIG_KVM_XEN=y")]
@@ -79,7 +82,9 @@ pub enum MachineError {
         max: usize,
     },
     /// Guest memory cannot be allocated or given to KVM.
-    #[error("guest memory cannot be set up ({0}): give the guest less with --memory, or free some on the host")]
+    #[error(
+        "guest memory cannot be set up ({0}): give the guest less with --memory, or free some on the host"
+    )]
     Memory(io::Error),
     /// The CPUID table is too long for KVM.
     #[error("KVM does not take {0} CPUID leaves")]
@@ -118,7 +123,8 @@ impl Host {
             return Err(MachineError::KvmUnable(io::Error::other("it is not the KVM interface")));
         }
         let offered = kvm.check_extension_raw(u64::from(KVM_CAP_XEN_HVM)).max(0).cast_unsigned();
-        let missing: Vec<_> = NEEDED.iter().filter(|(bit, _)| offered & bit == 0).map(|(_, name)| *name).collect();
+        let missing: Vec<_> =
+            NEEDED.iter().filter(|(bit, _)| offered & bit == 0).map(|(_, name)| *name).collect();
         if !missing.is_empty() {
             return Err(MachineError::NoXen(missing.join(", ")));
         }
@@ -142,7 +148,6 @@ pub struct MachineConfig {
 }
 
 /// One VM with its memory and vCPUs.
-#[derive(Debug)]
 pub struct Machine {
     config: MachineConfig,
     vm: Arc<VmFd>,
@@ -155,12 +160,15 @@ pub struct Machine {
     fds: Mutex<Vec<VcpuFd>>,
     places: Mutex<HashMap<OverlayPage, Gfn>>,
     stop: Arc<StopSignal>,
-    early: EarlyOutput,
+    early: OnceLock<EarlyOutput>,
 }
+
+/// Takes early console output of the guest, from any vCPU thread, without blocking.
+pub type EarlyOutput = Box<dyn Fn(&[u8]) + Send + Sync>;
 
 impl Machine {
     /// Makes the VM: RAM, the special pages, and vCPUs that do not run yet.
-    pub fn new(host: &Host, config: MachineConfig, early: EarlyOutput) -> Result<Arc<Self>, MachineError> {
+    pub fn new(host: &Host, config: MachineConfig) -> Result<Arc<Self>, MachineError> {
         let vm = host.kvm.create_vm().map_err(|e| MachineError::KvmUnable(e.into()))?;
         let cap = |cap, args0, what| {
             let cap = kvm_enable_cap { cap, args: [args0, 0, 0, 0], ..Default::default() };
@@ -204,8 +212,13 @@ impl Machine {
             fds: Mutex::new(fds),
             places: Mutex::default(),
             stop: Arc::new(StopSignal::new().map_err(MachineError::kvm("an eventfd"))?),
-            early,
+            early: OnceLock::new(),
         }))
+    }
+
+    /// Where early console output goes; set once, before the vCPUs start.
+    pub fn set_early_output(&self, early: EarlyOutput) {
+        let _ = self.early.set(early);
     }
 
     /// Guest RAM.
@@ -306,7 +319,9 @@ impl Platform for Machine {
         if page == OverlayPage::SharedInfo {
             kvm_xen::set_shared_info(&*self.vm, gfn.0).map_err(|e| host_error(&e))?;
             for (id, queue) in (0u32..).zip(self.queues.iter()).take(vcpu::SHARED_INFO_VCPUS as usize) {
-                queue.post(Task::DefaultInfo(gfn.gpa().unwrap_or_default() + u64::from(id) * vcpu::VCPU_INFO_SIZE));
+                queue.post(Task::DefaultInfo(
+                    gfn.gpa().unwrap_or_default() + u64::from(id) * vcpu::VCPU_INFO_SIZE,
+                ));
             }
         }
         Ok(())
@@ -361,7 +376,9 @@ impl Platform for Machine {
     }
 
     fn early_output(&self, text: &[u8]) {
-        self.early.write(text);
+        if let Some(early) = self.early.get() {
+            early(text);
+        }
     }
 }
 

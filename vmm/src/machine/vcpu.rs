@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::xen::Port;
-use kvm_bindings::{KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL, KVM_MP_STATE_HALTED, kvm_mp_state, kvm_regs, kvm_segment};
+use kvm_bindings::{
+    KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL, KVM_MP_STATE_HALTED, kvm_mp_state, kvm_regs, kvm_segment,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -343,5 +345,5 @@ pub(super) fn set_pvh_state(fd: &VcpuFd, entry: &BootEntry) -> Result<(), kvm_io
     sregs.cr4 = 0;
     sregs.efer = 0;
     fd.set_sregs(&sregs)?;
-    fd.set_regs(&kvm_regs { rip: entry.entry, rbx: entry.start_info, rflags: 2, ..Default::default() })
+    fd.set_regs(&kvm_regs { rip: entry.entry_gpa, rbx: entry.start_info, rflags: 2, ..Default::default() })
 }
