@@ -2,3 +2,5 @@
 
 pub mod boot;
 pub mod config;
+pub mod domain;
+pub mod exit;
