@@ -4,3 +4,5 @@ pub mod boot;
 pub mod config;
 pub mod hypercall;
 pub mod machine;
+pub mod domain;
+pub mod exit;

@@ -1,0 +1,14 @@
+//! Domains of this host: ids, names, state folders, and what must hold before one is made.
+
+mod error;
+pub mod preflight;
+mod registry;
+mod state_dir;
+
+pub use error::DomainError;
+pub use registry::{DomainEntry, ImageId, Registry};
+pub use state_dir::DomainDir;
+
+/// The highest domain id; the next one is 1 again. 0x7ff0 and above have meanings of their own
+/// (`DOMID_FIRST_RESERVED`, xen/include/public/xen.h).
+pub const LAST_DOMID: u16 = devices::xen::types::DomId::FIRST_RESERVED - 1;

@@ -1,0 +1,455 @@
+//! What can be asked of the host before anything on it is changed.
+//!
+//! The names in a description become absolute paths, and what is missing or of the wrong kind is told while
+//! no id is taken and no interface made. The parts that open a file later check again what they got.
+
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::ImageId;
+use crate::config::{ConsoleTarget, DiskConfig, DomainConfig};
+
+/// What stands in the way on the host. One sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum PreflightError {
+    /// The kernel cannot be used.
+    #[error("--kernel {}: {problem}", path.display())]
+    Kernel {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        problem: FileProblem,
+    },
+    /// The initial RAM disk cannot be used.
+    #[error("--initrd {}: {problem}", path.display())]
+    Initrd {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        problem: FileProblem,
+    },
+    /// The initial RAM disk is at least as large as the guest's memory.
+    #[error("--initrd {}: its {} MiB do not fit into {} MiB of memory; give more with --memory", path.display(), size >> 20, memory >> 20)]
+    InitrdTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its bytes.
+        size: u64,
+        /// The guest's bytes of memory.
+        memory: u64,
+    },
+    /// A disk image cannot be used.
+    #[error("--disk {}: {problem}", path.display())]
+    Disk {
+        /// The image.
+        path: PathBuf,
+        /// The reason.
+        problem: DiskProblem,
+    },
+    /// Two disks lead to one image, and one of them is writable.
+    #[error("--disk {}: {} is the same image; a writable image can be one disk only", path.display(), other.display())]
+    SameImage {
+        /// The image.
+        path: PathBuf,
+        /// The disk before it.
+        other: PathBuf,
+    },
+    /// A bridge cannot be used.
+    #[error("--net {bridge}: {problem}")]
+    Net {
+        /// The bridge.
+        bridge: String,
+        /// The reason.
+        problem: NetProblem,
+    },
+    /// The host cannot answer.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was asked.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why a file that is only read cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileProblem {
+    /// It is not there.
+    #[error("no such file; check the path")]
+    Missing,
+    /// It is a directory, a socket or the like.
+    #[error("not a regular file; name the file itself")]
+    NotAFile,
+    /// It has no bytes.
+    #[error("the file is empty; name another one")]
+    Empty,
+    /// It cannot be opened.
+    #[error("cannot be read: {0}")]
+    NotReadable(io::Error),
+}
+
+/// Why an image cannot be a disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskProblem {
+    /// A path leads nowhere.
+    #[error("no such file; make it with `truncate -s 10G FILE`, or check the path")]
+    Missing,
+    /// A bare name is neither in the images folder nor here.
+    #[error("no such image in {} or in the current directory; make it with `truncate -s 10G FILE`, or give its path", .0.display())]
+    MissingImage(PathBuf),
+    /// A directory.
+    #[error("a directory cannot be a disk; name an image file or a block device")]
+    Directory,
+    /// A socket, a pipe or a character device.
+    #[error("neither a file nor a block device; name an image file or a block device")]
+    NotAFile,
+    /// No bytes.
+    #[error("the image is empty; give it a size with `truncate -s 10G FILE`")]
+    Empty,
+    /// Not whole sectors; its bytes.
+    #[error("the image has {0} bytes, which is not a multiple of 512; grow it with `truncate -s %512 FILE`")]
+    Unaligned(u64),
+    /// It cannot be opened for writing.
+    #[error("cannot be written: {0}; change its permissions, or add ,ro")]
+    NotWritable(io::Error),
+    /// It cannot be opened at all.
+    #[error("cannot be read: {0}; change its permissions")]
+    NotReadable(io::Error),
+}
+
+/// Why an interface cannot be plugged in.
+#[derive(Debug, thiserror::Error)]
+pub enum NetProblem {
+    /// There is no interface of that name.
+    #[error("no bridge of that name; make it with `ip link add NAME type bridge` and `ip link set NAME up`")]
+    Missing,
+    /// The interface is something else.
+    #[error("the interface is not a bridge; name a bridge, `ip link show type bridge` lists them")]
+    NotABridge,
+    /// The host cannot answer.
+    #[error("cannot ask the host about it: {0}")]
+    Host(io::Error),
+}
+
+/// Makes the paths in `config` absolute, gives every interface an address, and checks that kernel, initrd,
+/// images and bridges are there and of the right kind. Nothing on the host is changed.
+pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
+    let here = std::env::current_dir()
+        .map_err(|source| PreflightError::Host { what: "the current directory is not there", source })?;
+
+    readable_file(&config.kernel)
+        .map_err(|problem| PreflightError::Kernel { path: config.kernel.clone(), problem })?;
+    if let Some(initrd) = &config.initrd {
+        let size = readable_file(initrd)
+            .map_err(|problem| PreflightError::Initrd { path: initrd.clone(), problem })?;
+        if size >= config.memory {
+            return Err(PreflightError::InitrdTooLarge { path: initrd.clone(), size, memory: config.memory });
+        }
+    }
+    let mut images: Vec<(ImageId, &DiskConfig)> = Vec::new();
+    for disk in &mut config.disks {
+        let name = disk.path.clone();
+        let fail = |problem| PreflightError::Disk { path: name.clone(), problem };
+        disk.path = here.join(find_image(&disk.path, &here, &config.images_dir).map_err(fail)?);
+        let id = check_image(&disk.path, disk.readonly).map_err(fail)?;
+        let same =
+            images.iter().find(|(other, earlier)| *other == id && !(earlier.readonly && disk.readonly));
+        if let Some((_, earlier)) = same {
+            return Err(PreflightError::SameImage { path: name, other: earlier.path.clone() });
+        }
+        images.push((id, disk));
+    }
+    for net in &config.nets {
+        let fail = |problem| PreflightError::Net { bridge: net.bridge.clone(), problem };
+        check_bridge(&net.bridge).map_err(fail)?;
+    }
+
+    let paths = [Some(&mut config.kernel), config.initrd.as_mut(), Some(&mut config.run_dir)];
+    for path in paths.into_iter().flatten() {
+        *path = here.join(&path);
+    }
+    if let ConsoleTarget::File(path) = &mut config.console {
+        *path = here.join(&path);
+    }
+    if config.nets.iter().any(|net| net.mac.is_none()) {
+        let mut random = File::open("/dev/urandom")
+            .map_err(|source| PreflightError::Host { what: "/dev/urandom cannot be read", source })?;
+        let host = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        config.assign_macs(host.trim(), || {
+            let mut tail = [0; 3];
+            // Reading three bytes of an open urandom does not fail; if it did, the search for a free
+            // address would still end, as the clock moves on.
+            if random.read_exact(&mut tail).is_err() {
+                let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().subsec_nanos().to_le_bytes();
+                tail = [now[0], now[1], now[2]];
+            }
+            tail
+        });
+    }
+    Ok(())
+}
+
+/// A name without a slash is an image in `images`, or else a file in the current directory.
+fn find_image(path: &Path, here: &Path, images: &Path) -> Result<PathBuf, DiskProblem> {
+    let is_bare =
+        path.components().count() == 1 && path.file_name().is_some_and(|name| name == path.as_os_str());
+    if !is_bare {
+        return Ok(path.to_owned());
+    }
+    [images, here]
+        .into_iter()
+        .map(|folder| folder.join(path))
+        .find(|path| fs::symlink_metadata(path).is_ok())
+        .ok_or_else(|| DiskProblem::MissingImage(images.to_owned()))
+}
+
+/// Checks that a disk can be opened and has whole sectors.
+fn check_image(path: &Path, readonly: bool) -> Result<ImageId, DiskProblem> {
+    // The kind first: opening a pipe or a tape would do something.
+    let meta = fs::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => DiskProblem::Missing,
+        _ => DiskProblem::NotReadable(error),
+    })?;
+    if meta.is_dir() {
+        return Err(DiskProblem::Directory);
+    }
+    if !meta.is_file() && !meta.file_type().is_block_device() {
+        return Err(DiskProblem::NotAFile);
+    }
+    let open = OpenOptions::new().read(true).write(!readonly).custom_flags(libc::O_NONBLOCK).open(path);
+    let size = open.and_then(|mut file| file.seek(SeekFrom::End(0)));
+    match size {
+        Ok(0) => Err(DiskProblem::Empty),
+        Ok(size) if size % 512 != 0 => Err(DiskProblem::Unaligned(size)),
+        Ok(_) => ImageId::of(path).map_err(DiskProblem::NotReadable),
+        Err(error) if readonly => Err(DiskProblem::NotReadable(error)),
+        Err(error) => Err(DiskProblem::NotWritable(error)),
+    }
+}
+
+/// Checks that a file can be read; its bytes.
+fn readable_file(path: &Path) -> Result<u64, FileProblem> {
+    let meta = fs::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => FileProblem::Missing,
+        _ => FileProblem::NotReadable(error),
+    })?;
+    if !meta.is_file() {
+        return Err(FileProblem::NotAFile);
+    }
+    if meta.len() == 0 {
+        return Err(FileProblem::Empty);
+    }
+    File::open(path).map_err(FileProblem::NotReadable)?;
+    Ok(meta.len())
+}
+
+/// Asks the kernel for the driver of the interface: the namespace of the process counts, which is not
+/// always the one that /sys shows.
+fn check_bridge(name: &str) -> Result<(), NetProblem> {
+    let c_name = CString::new(name).map_err(|_| NetProblem::Missing)?;
+    // SAFETY: the name is a valid C string.
+    if unsafe { libc::if_nametoindex(c_name.as_ptr()) } == 0 {
+        let error = io::Error::last_os_error();
+        return Err(match error.raw_os_error() {
+            Some(libc::ENODEV | libc::ENXIO | libc::ENOENT) => NetProblem::Missing,
+            _ => NetProblem::Host(error),
+        });
+    }
+    match interface_driver(&c_name) {
+        Ok(driver) if driver == "bridge" => Ok(()),
+        Ok(_) => Err(NetProblem::NotABridge),
+        // The loopback interface and some tunnels have no driver to tell.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(NetProblem::NotABridge),
+        Err(error) => Err(NetProblem::Host(error)),
+    }
+}
+
+/// `struct ethtool_drvinfo` (linux/ethtool.h).
+#[repr(C)]
+struct DriverInfo {
+    cmd: u32,
+    driver: [u8; 32],
+    /// version, fw_version, bus_info, erom_version, reserved2, n_priv_flags .. regdump_len
+    rest: [u8; 32 * 4 + 12 + 5 * 4],
+}
+
+static_assertions::const_assert_eq!(size_of::<DriverInfo>(), 196);
+
+fn interface_driver(name: &CString) -> io::Result<String> {
+    const ETHTOOL_GDRVINFO: u32 = 3;
+    const SIOCETHTOOL: libc::Ioctl = 0x8946;
+    // Any socket does.
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    let mut info = DriverInfo { cmd: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
+    // SAFETY: all zeros are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.to_bytes()).take(libc::IFNAMSIZ - 1) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut info).cast();
+    // SAFETY: the kernel reads the ifreq and writes no more than an ethtool_drvinfo behind its pointer;
+    // both outlive the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let driver: Vec<u8> = info.driver.into_iter().take_while(|b| *b != 0).collect();
+    Ok(String::from_utf8_lossy(&driver).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::DiskSpec;
+
+    /// A description whose files are all there, in a folder of its own.
+    fn sample() -> (tempfile::TempDir, DomainConfig) {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("images")).unwrap();
+        fs::write(at("vmlinuz"), "kernel").unwrap();
+        fs::write(at("initrd"), "initrd").unwrap();
+        fs::write(at("a.img"), [0; 512]).unwrap();
+        fs::write(at("images/b.img"), [0; 1024]).unwrap();
+        let config = DomainConfig {
+            kernel: at("vmlinuz"),
+            initrd: Some(at("initrd")),
+            disks: disks(&[at("a.img"), "b.img".into()]),
+            images_dir: at("images"),
+            ..DomainConfig::default()
+        };
+        (dir, config)
+    }
+
+    fn disks(paths: &[PathBuf]) -> Vec<DiskConfig> {
+        let spec = |path: &PathBuf| DiskSpec { path: path.clone(), vdev: None, readonly: false };
+        DiskSpec::assign(paths.iter().map(spec).collect()).unwrap()
+    }
+
+    fn problem_with(disk: &Path) -> String {
+        let (_dir, mut config) = sample();
+        config.disks = disks(&[disk.to_owned()]);
+        prepare(&mut config).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_bare_name_is_found_in_the_images_folder() {
+        let (dir, mut config) = sample();
+        prepare(&mut config).unwrap();
+        assert_eq!(config.disks[0].path, dir.path().join("a.img"));
+        assert_eq!(config.disks[1].path, dir.path().join("images/b.img"));
+    }
+
+    #[test]
+    fn the_images_folder_comes_before_the_current_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (here, images) = (dir.path().join("here"), dir.path().join("images"));
+        fs::create_dir(&here).unwrap();
+        fs::create_dir(&images).unwrap();
+        let find = |name: &str| find_image(Path::new(name), &here, &images);
+        assert!(matches!(find("img"), Err(DiskProblem::MissingImage(_))));
+        fs::write(here.join("img"), "").unwrap();
+        assert_eq!(find("img").unwrap(), here.join("img"));
+        fs::write(images.join("img"), "").unwrap();
+        assert_eq!(find("img").unwrap(), images.join("img"));
+        assert_eq!(find("./img").unwrap(), Path::new("./img"));
+        assert_eq!(find("..").unwrap(), Path::new(".."));
+    }
+
+    #[test]
+    fn relative_paths_become_absolute() {
+        let (_dir, mut config) = sample();
+        config.run_dir = "run".into();
+        config.console = ConsoleTarget::File("log".into());
+        prepare(&mut config).unwrap();
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(config.run_dir, here.join("run"));
+        assert_eq!(config.console, ConsoleTarget::File(here.join("log")));
+    }
+
+    #[test]
+    fn a_missing_kernel_is_told() {
+        let (_dir, mut config) = sample();
+        config.kernel = "/nonexistent/vmlinuz".into();
+        let error = prepare(&mut config).unwrap_err().to_string();
+        assert_eq!(error, "--kernel /nonexistent/vmlinuz: no such file; check the path");
+    }
+
+    #[test]
+    fn a_kernel_that_is_a_directory_is_told() {
+        let (dir, mut config) = sample();
+        config.kernel = dir.path().join("images");
+        let error = prepare(&mut config).unwrap_err();
+        assert!(matches!(error, PreflightError::Kernel { problem: FileProblem::NotAFile, .. }), "{error}");
+    }
+
+    #[test]
+    fn an_initrd_as_large_as_the_memory_is_told() {
+        let (dir, mut config) = sample();
+        let initrd = dir.path().join("initrd");
+        File::options().write(true).open(&initrd).unwrap().set_len(config.memory).unwrap();
+        let error = prepare(&mut config).unwrap_err().to_string();
+        let expected = "its 512 MiB do not fit into 512 MiB of memory; give more with --memory";
+        assert_eq!(error, format!("--initrd {}: {expected}", initrd.display()));
+    }
+
+    #[test]
+    fn unfit_images_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("empty"), "").unwrap();
+        fs::write(at("odd"), [0; 513]).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        let table = [
+            ("none", "no such file; make it with `truncate -s 10G FILE`, or check the path"),
+            ("empty/none", "no such file; make it with `truncate -s 10G FILE`, or check the path"),
+            ("", "a directory cannot be a disk; name an image file or a block device"),
+            ("socket", "neither a file nor a block device; name an image file or a block device"),
+            ("empty", "the image is empty; give it a size with `truncate -s 10G FILE`"),
+            (
+                "odd",
+                "the image has 513 bytes, which is not a multiple of 512; grow it with `truncate -s %512 FILE`",
+            ),
+        ];
+        for (name, sentence) in table {
+            assert_eq!(problem_with(&at(name)), format!("--disk {}: {sentence}", at(name).display()));
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_no_disk_is_told() {
+        let expected =
+            "--disk /dev/null: neither a file nor a block device; name an image file or a block device";
+        assert_eq!(problem_with(Path::new("/dev/null")), expected);
+    }
+
+    #[test]
+    fn one_image_under_two_names_is_told() {
+        let (dir, mut config) = sample();
+        let link = dir.path().join("link");
+        fs::hard_link(dir.path().join("a.img"), &link).unwrap();
+        config.disks = disks(&[dir.path().join("a.img"), link]);
+        assert!(matches!(prepare(&mut config), Err(PreflightError::SameImage { .. })));
+        config.disks.iter_mut().for_each(|disk| disk.readonly = true);
+        prepare(&mut config).unwrap();
+    }
+
+    #[test]
+    fn a_bridge_that_is_not_there_is_told() {
+        let (_dir, mut config) = sample();
+        config.nets = vec!["xvmm-none".parse().unwrap()];
+        let error = prepare(&mut config).unwrap_err();
+        assert!(matches!(error, PreflightError::Net { problem: NetProblem::Missing, .. }), "{error}");
+    }
+
+    #[test]
+    fn an_interface_that_is_no_bridge_is_told() {
+        let error = check_bridge("lo").unwrap_err();
+        assert!(matches!(error, NetProblem::NotABridge), "{error}");
+    }
+}

@@ -1,0 +1,199 @@
+//! Exit statuses of the `xvmm` program: one number per cause.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use crate::config::{ConfigError, Problem};
+use crate::domain::DomainError;
+use crate::domain::preflight::{DiskProblem, FileProblem, NetProblem, PreflightError};
+
+/// Declares the statuses with the sentence that `xvmm --help` and the documentation show.
+macro_rules! statuses {
+    ($($name:ident = $number:literal $text:literal;)*) => {
+        /// How a run of `xvmm` ended.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum ExitStatus {
+            $(#[doc = $text] $name = $number,)*
+        }
+
+        impl ExitStatus {
+            /// All statuses in the order of their numbers.
+            pub const ALL: &[ExitStatus] = &[$(ExitStatus::$name,)*];
+
+            /// What the status means.
+            pub fn description(self) -> &'static str {
+                match self { $(ExitStatus::$name => $text,)* }
+            }
+        }
+    };
+}
+
+statuses! {
+    Success = 0 "the guest switched itself off, or the command did its work";
+    HostError = 1 "the host refused something that has no status of its own";
+    Usage = 2 "wrong usage: an unknown flag, a missing one, or a value that breaks its grammar";
+    KernelMissing = 10 "there is no such kernel, or it cannot be read";
+    NotAKernel = 11 "the kernel file is not a kernel image";
+    KernelTruncated = 12 "the bzImage is cut short";
+    KernelCorrupt = 13 "the kernel's payload does not unpack";
+    NoPvhEntry = 14 "the kernel has no PVH entry note";
+    InitrdMissing = 15 "there is no such initrd, or it cannot be read";
+    InitrdTooLarge = 16 "the initrd does not fit into the guest's memory";
+    MemoryTooSmall = 17 "the guest has too little memory";
+    TooManyVcpus = 18 "no vCPU, or more than KVM allows";
+    DiskMissing = 20 "a disk image is missing";
+    DiskNotAFile = 21 "a disk image is a directory, or otherwise neither a file nor a block device";
+    DiskEmpty = 22 "a disk image is empty";
+    DiskUnaligned = 23 "the size of a disk image is not a multiple of 512 bytes";
+    DiskNotPermitted = 24 "a disk image cannot be opened: not writable, or not readable";
+    DiskInUse = 25 "a disk image is in use by another domain, or given twice";
+    SameVdev = 26 "two disks have one vdev";
+    InvalidVdev = 27 "the vdev of a disk is not one";
+    UnknownKey = 28 "an unknown key in --disk or --net";
+    BridgeMissing = 30 "there is no such bridge";
+    NotABridge = 31 "the interface is not a bridge";
+    InvalidMac = 32 "a MAC address is invalid, multicast, or given twice";
+    TapFailed = 33 "the guest's network interface cannot be made on the host";
+    KvmMissing = 40 "/dev/kvm is missing";
+    KvmNotPermitted = 41 "/dev/kvm may not be opened";
+    KvmUnusable = 42 "/dev/kvm cannot run guests";
+    KvmNoXen = 43 "KVM has no Xen support and this guest needs it";
+    NameTaken = 50 "a running domain has the name";
+    InvalidName = 51 "the name breaks the rules";
+    NoSuchDomain = 52 "no running domain has this name or id";
+    RunDirUnusable = 53 "the folder of running domains cannot be used";
+    GuestCrashed = 60 "the guest crashed";
+    Forced = 61 "the guest was stopped by force";
+    Internal = 70 "xvmm itself failed";
+}
+
+impl ExitStatus {
+    /// The number, as the shell shows it.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The table of all statuses, a line each.
+    pub fn table() -> String {
+        let lines =
+            Self::ALL.iter().map(|status| format!("  {:>3}  {}", status.code(), status.description()));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl From<ExitStatus> for ExitCode {
+    fn from(status: ExitStatus) -> ExitCode {
+        ExitCode::from(status.code())
+    }
+}
+
+/// What the program says when it cannot go on: one sentence, and the status that names the cause.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The cause.
+    pub status: ExitStatus,
+    /// The sentence.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with a sentence of its own.
+    pub fn new(status: ExitStatus, message: impl fmt::Display) -> Failure {
+        Failure { status, message: message.to_string() }
+    }
+}
+
+impl fmt::Display for Failure {
+    /// The sentence on one line: a name on the host or a text of the user may have line breaks and control
+    /// sequences in it, which neither a terminal nor a log should get.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.message.chars() {
+            if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        let status = match &error.problem {
+            Problem::Syntax(_) => ExitStatus::Usage,
+            Problem::UnknownKey { .. } => ExitStatus::UnknownKey,
+            Problem::Vdev(_) => ExitStatus::InvalidVdev,
+            Problem::SameVdev(_) => ExitStatus::SameVdev,
+            Problem::SameImage => ExitStatus::DiskInUse,
+            Problem::Mac(..) | Problem::SameMac(_) => ExitStatus::InvalidMac,
+            Problem::MemoryTooSmall => ExitStatus::MemoryTooSmall,
+            Problem::Name(_) => ExitStatus::InvalidName,
+            Problem::Vcpus => ExitStatus::TooManyVcpus,
+        };
+        Failure::new(status, error)
+    }
+}
+
+impl From<DomainError> for Failure {
+    fn from(error: DomainError) -> Failure {
+        let status = match &error {
+            DomainError::RunDir { .. }
+            | DomainError::RunDirTooLong { .. }
+            | DomainError::RunDirUnsafe { .. } => ExitStatus::RunDirUnusable,
+            DomainError::State { .. } => ExitStatus::RunDirUnusable,
+            DomainError::NameTaken { .. } => ExitStatus::NameTaken,
+            DomainError::DiskInUse { .. } => ExitStatus::DiskInUse,
+            DomainError::NoSuchDomain { .. } => ExitStatus::NoSuchDomain,
+            DomainError::NoFreeId => ExitStatus::HostError,
+        };
+        Failure::new(status, error)
+    }
+}
+
+impl From<PreflightError> for Failure {
+    fn from(error: PreflightError) -> Failure {
+        let status = match &error {
+            PreflightError::Kernel { problem: FileProblem::Empty, .. } => ExitStatus::NotAKernel,
+            PreflightError::Kernel { .. } => ExitStatus::KernelMissing,
+            PreflightError::Initrd { .. } => ExitStatus::InitrdMissing,
+            PreflightError::InitrdTooLarge { .. } => ExitStatus::InitrdTooLarge,
+            PreflightError::Disk { problem, .. } => match problem {
+                DiskProblem::Missing | DiskProblem::MissingImage(_) => ExitStatus::DiskMissing,
+                DiskProblem::Directory | DiskProblem::NotAFile => ExitStatus::DiskNotAFile,
+                DiskProblem::Empty => ExitStatus::DiskEmpty,
+                DiskProblem::Unaligned(_) => ExitStatus::DiskUnaligned,
+                DiskProblem::NotWritable(_) | DiskProblem::NotReadable(_) => ExitStatus::DiskNotPermitted,
+            },
+            PreflightError::SameImage { .. } => ExitStatus::DiskInUse,
+            PreflightError::Net { problem: NetProblem::Missing, .. } => ExitStatus::BridgeMissing,
+            PreflightError::Net { problem: NetProblem::NotABridge, .. } => ExitStatus::NotABridge,
+            PreflightError::Net { problem: NetProblem::Host(_), .. } | PreflightError::Host { .. } => {
+                ExitStatus::HostError
+            }
+        };
+        Failure::new(status, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_status_has_its_own_number() {
+        let codes: Vec<u8> = ExitStatus::ALL.iter().map(|status| status.code()).collect();
+        assert!(codes.is_sorted_by(|a, b| a < b), "{codes:?}");
+    }
+
+    #[test]
+    fn no_status_looks_like_a_signal() {
+        // The shell shows 126 and 127 for a program that cannot run, and 128 and up for signals.
+        assert!(ExitStatus::ALL.iter().all(|status| status.code() < 126));
+    }
+
+    #[test]
+    fn a_failure_is_one_line() {
+        let failure = Failure::new(ExitStatus::Usage, "a\nb\x1b[2Jc");
+        assert_eq!(failure.to_string(), "a\\nb\\u{1b}[2Jc");
+    }
+}
