@@ -1,0 +1,318 @@
+//! Disk images: raw files and block devices, locked against other users.
+//!
+//! A format is never guessed (XSA-258): an image is what its bytes are, from the first to the last.
+//!
+//! Locks are open-file-description locks on the bytes that QEMU uses for the same purpose, so that each of
+//! the two programs respects the other. Byte 100 + n is locked shared by whoever uses permission n, byte
+//! 200 + n by whoever does not share permission n with others. Conflicts are found by asking whether an
+//! exclusive lock would be possible: after the own locks are taken, so that of two programs that start at
+//! once at least one sees the other.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::protocol::SECTOR_SIZE;
+
+/// Why a disk image cannot be used.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// There is no such file.
+    #[error("disk image {path}: there is no such file; make it with `truncate -s 10G {path}` or correct the path", path = .0.display())]
+    Missing(PathBuf),
+    /// The path is a directory.
+    #[error("disk image {path} is a directory; name a file or a block device", path = .0.display())]
+    Directory(PathBuf),
+    /// A character device, a pipe or a socket.
+    #[error("disk image {path} is neither a file nor a block device; name one of these", path = .0.display())]
+    NotADisk(PathBuf),
+    /// The file has no bytes.
+    #[error("disk image {path} is empty; give it a size with `truncate -s 10G {path}`", path = .0.display())]
+    Empty(PathBuf),
+    /// The size is not a whole number of sectors.
+    #[error(
+        "disk image {0} has {size} bytes, which is not a multiple of 512; extend it with `truncate -s %512 {0}`, \
+         or convert it if it is not a raw image",
+        .path.display()
+    )]
+    SizeNotAligned {
+        /// The image.
+        path: PathBuf,
+        /// Its bytes.
+        size: u64,
+    },
+    /// It can be read and not written.
+    #[error("disk image {0} cannot be written ({reason}); change that or attach it read-only", .path.display())]
+    NotWritable {
+        /// The image.
+        path: PathBuf,
+        /// What the system says.
+        reason: io::Error,
+    },
+    /// It cannot even be read.
+    #[error("disk image {path} may not be opened by this user; change its owner or mode, or start as another user", path = .0.display())]
+    NotPermitted(PathBuf),
+    /// Another process uses it in a way that does not go together with ours. Who that is the caller may know.
+    #[error("disk image {path} is in use by another process; stop that one, or attach the image read-only in both", path = .0.display())]
+    Locked(PathBuf),
+    /// The host itself uses the block device.
+    #[error("disk image {path} is in use by the host (mounted, or part of a volume group or an array); release it first", path = .0.display())]
+    InUseByHost(PathBuf),
+    /// The file system has no locks.
+    #[error("disk image {0} cannot be locked ({reason}); mount its file system with support for locks", .path.display())]
+    NoLocks {
+        /// The image.
+        path: PathBuf,
+        /// What the system says.
+        reason: io::Error,
+    },
+    /// Anything else.
+    #[error("disk image {0} cannot be opened: {reason}", .path.display())]
+    Io {
+        /// The image.
+        path: PathBuf,
+        /// What the system says.
+        reason: io::Error,
+    },
+}
+
+/// What direct I/O (past the page cache) demands of a request, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectIo {
+    /// Memory addresses are multiples of this.
+    pub memory: u32,
+    /// Disk offsets and lengths are multiples of this.
+    pub offset: u32,
+}
+
+/// An opened and locked disk image. The lock ends with it.
+#[derive(Debug)]
+pub struct DiskImage {
+    file: File,
+    path: PathBuf,
+    readonly: bool,
+    block_device: bool,
+    size: u64,
+    logical_block: u32,
+    physical_block: u32,
+    direct: Option<DirectIo>,
+}
+
+impl DiskImage {
+    /// Opens a raw image file or a block device, and locks it: any number of read-only users, or one that
+    /// writes.
+    pub fn open(path: &Path, readonly: bool) -> Result<Self, ImageError> {
+        let failed = |reason: io::Error| open_error(path, readonly, reason);
+        // Looked at before it is opened, because opening a pipe would wait for its other end.
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        if kind.is_dir() {
+            return Err(ImageError::Directory(path.to_owned()));
+        }
+        let block_device = kind.is_block_device();
+        if !kind.is_file() && !block_device {
+            return Err(ImageError::NotADisk(path.to_owned()));
+        }
+        // For a block device O_EXCL means: unless the host has it mounted or otherwise claimed.
+        let exclusive = if block_device && !readonly { libc::O_EXCL } else { 0 };
+        let file = OpenOptions::new().read(true).write(!readonly).custom_flags(exclusive).open(path);
+        let file = file.map_err(failed)?;
+        let kind = file.metadata().map_err(failed)?.file_type();
+        if !(if block_device { kind.is_block_device() } else { kind.is_file() }) {
+            return Err(ImageError::NotADisk(path.to_owned()));
+        }
+        lock(&file, path, readonly)?;
+        Self::measure(file, path, readonly, block_device)
+    }
+
+    fn measure(file: File, path: &Path, readonly: bool, block_device: bool) -> Result<Self, ImageError> {
+        let io = |reason| ImageError::Io { path: path.to_owned(), reason };
+        let size = size_of_file(&file, block_device).map_err(io)?;
+        if size == 0 {
+            return Err(ImageError::Empty(path.to_owned()));
+        }
+        if size % SECTOR_SIZE != 0 {
+            return Err(ImageError::SizeNotAligned { path: path.to_owned(), size });
+        }
+        let (logical_block, device_block) =
+            if block_device { block_sizes(&file).map_err(io)? } else { (512, 512) };
+        let direct = match direct_io(&file) {
+            Some(direct) if direct.offset <= logical_block && set_direct(&file).is_ok() => Some(direct),
+            _ => {
+                tracing::info!(
+                    "disk image {}: direct I/O is not possible, using the page cache",
+                    path.display()
+                );
+                None
+            }
+        };
+        // A file's own blocks are pages: guests do well to align to them, and need not.
+        let physical_block = if block_device { device_block.max(logical_block) } else { 4096 };
+        let path = path.to_owned();
+        Ok(Self { file, path, readonly, block_device, size, logical_block, physical_block, direct })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it was opened for reading only.
+    pub fn readonly(&self) -> bool {
+        self.readonly
+    }
+
+    /// Whether it is a block device, not a file.
+    pub fn is_block_device(&self) -> bool {
+        self.block_device
+    }
+
+    /// Bytes when it was opened, a multiple of 512.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes now: the host may resize files and volumes under a running guest.
+    pub fn current_size(&self) -> io::Result<u64> {
+        size_of_file(&self.file, self.block_device)
+    }
+
+    /// Bytes of the smallest unit that can be addressed: 512, or what the block device says.
+    pub fn logical_block(&self) -> u32 {
+        self.logical_block
+    }
+
+    /// Bytes of the smallest unit that is written without reading first.
+    pub fn physical_block(&self) -> u32 {
+        self.physical_block
+    }
+
+    /// What direct I/O demands; `None`: I/O goes through the page cache and demands nothing.
+    pub fn direct(&self) -> Option<DirectIo> {
+        self.direct
+    }
+}
+
+impl AsRawFd for DiskImage {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+fn open_error(path: &Path, readonly: bool, reason: io::Error) -> ImageError {
+    let path = path.to_owned();
+    match reason.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => ImageError::Missing(path),
+        Some(libc::EROFS | libc::ETXTBSY) => ImageError::NotWritable { path, reason },
+        Some(libc::EBUSY) => ImageError::InUseByHost(path),
+        // Only the attempt tells a file that may be read from one that may not.
+        Some(libc::EACCES | libc::EPERM) if !readonly && File::open(&path).is_ok() => {
+            ImageError::NotWritable { path, reason }
+        }
+        Some(libc::EACCES | libc::EPERM) => ImageError::NotPermitted(path),
+        _ => ImageError::Io { path, reason },
+    }
+}
+
+// Permissions as QEMU numbers them; the lock byte is the base plus this number.
+const CONSISTENT_READ: i64 = 0;
+const WRITE: i64 = 1;
+const RESIZE: i64 = 3;
+const USED_BASE: i64 = 100;
+const UNSHARED_BASE: i64 = 200;
+
+fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), ImageError> {
+    let used: &[i64] = if readonly { &[CONSISTENT_READ] } else { &[CONSISTENT_READ, WRITE] };
+    let unshared = [WRITE, RESIZE];
+    let no_locks = |reason| ImageError::NoLocks { path: path.to_owned(), reason };
+    for byte in used.iter().map(|p| USED_BASE + p).chain(unshared.map(|p| UNSHARED_BASE + p)) {
+        match lock_byte(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte) {
+            Ok(_) => {}
+            // Somebody holds the byte exclusively, which QEMU never does: it is locked all the same.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+                return Err(ImageError::Locked(path.to_owned()));
+            }
+            Err(e) => return Err(no_locks(e)),
+        }
+    }
+    // Does somebody not share what we use, or use what we do not share?
+    for byte in used.iter().map(|p| UNSHARED_BASE + p).chain(unshared.map(|p| USED_BASE + p)) {
+        let lock = lock_byte(file, libc::F_OFD_GETLK, libc::F_WRLCK, byte).map_err(no_locks)?;
+        if i32::from(lock.l_type) != libc::F_UNLCK {
+            return Err(ImageError::Locked(path.to_owned()));
+        }
+    }
+    Ok(())
+}
+
+fn lock_byte(file: &File, command: libc::c_int, kind: libc::c_int, byte: i64) -> io::Result<libc::flock> {
+    let short = |value: libc::c_int| libc::c_short::try_from(value).map_err(io::Error::other);
+    let mut lock = libc::flock {
+        l_type: short(kind)?,
+        l_whence: short(libc::SEEK_SET)?,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    };
+    // SAFETY: both commands take a pointer to a flock, which outlives the call.
+    if unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(lock)
+}
+
+fn size_of_file(file: &File, block_device: bool) -> io::Result<u64> {
+    if !block_device {
+        return Ok(file.metadata()?.len());
+    }
+    let mut bytes = 0u64;
+    // SAFETY: BLKGETSIZE64 writes a u64.
+    if unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut bytes) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(bytes)
+}
+
+// linux/fs.h: _IOR(0x12, 114, size_t), _IO(0x12, 104), _IO(0x12, 123).
+const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+const BLKSSZGET: libc::c_ulong = 0x1268;
+const BLKPBSZGET: libc::c_ulong = 0x127b;
+
+/// Logical and physical sector size of a block device.
+fn block_sizes(file: &File) -> io::Result<(u32, u32)> {
+    let get = |request| {
+        let mut bytes: libc::c_uint = 0;
+        // SAFETY: both requests write one int.
+        if unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut bytes) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(bytes)
+    };
+    Ok((get(BLKSSZGET)?, get(BLKPBSZGET)?))
+}
+
+/// What direct I/O on the file demands; `None` if it is not possible, or the kernel (before 6.1) or the file
+/// system does not tell.
+fn direct_io(file: &File) -> Option<DirectIo> {
+    // SAFETY: all zeroes is a valid statx record.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is an empty C string, and the record outlives the call.
+    let result = unsafe {
+        libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &raw mut stat)
+    };
+    if result < 0 || stat.stx_mask & libc::STATX_DIOALIGN == 0 || stat.stx_dio_offset_align == 0 {
+        return None;
+    }
+    Some(DirectIo { memory: stat.stx_dio_mem_align.max(1), offset: stat.stx_dio_offset_align })
+}
+
+fn set_direct(file: &File) -> io::Result<()> {
+    // SAFETY: F_SETFL takes an int; of the flags it changes only those that are open to change.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, libc::O_DIRECT) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
