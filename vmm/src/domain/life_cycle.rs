@@ -1,0 +1,433 @@
+//! The life of a domain: checks, start, the main loop, the end, and reboot.
+//!
+//! Nothing on the host is changed before all that can be refused has been looked at. What a run makes - state
+//! folder, taps, sockets - goes with it, however it ends; what a killed process left, the next start removes.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use acpi::DomainTopology;
+use blkback::{BlockDevice, DiskImage};
+use devices::memory::PAGE_SIZE;
+use devices::xen::event_channel::EventChannels;
+use devices::xen::grant_table::{RESERVED_CONSOLE, RESERVED_XENSTORE};
+use devices::xen::xenbus::DomainHandle;
+use devices::xen::{DomId, Gfn};
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use netback::NetDevice;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::control::{Control, Ending, Requests, Signals};
+use super::store_service::StoreService;
+use super::{DomainDir, Registry, preflight};
+use crate::api::{self, ApiHandler, ApiServer};
+use crate::boot::{Initrd, Kernel, LoadRequest};
+use crate::config::{DomainConfig, OnReboot};
+use crate::console::Console;
+use crate::exit::{ExitStatus, Failure};
+use crate::hypercall::{DomainFacts, HvmParams, Hypercalls, StopReason};
+use crate::machine::{self, ACPI_ADDRESS, Host, Machine, MachineConfig, SPECIAL_GFN};
+use crate::network;
+
+/// Pages of the special area: the places that QEMU gives them too.
+const CONSOLE_PAGE: usize = 0;
+const XENSTORE_PAGE: usize = 1;
+/// Lines of the console that a crash shows.
+const CRASH_LINES: usize = 20;
+/// How long the end of a domain waits for I/O in flight. A disk that does not answer must not keep it.
+const DRAIN: Duration = Duration::from_secs(10);
+
+type Subscriber = Rc<RefCell<dyn MutEventSubscriber>>;
+
+/// Runs a domain until it is over, through all its reboots.
+pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
+    let signals = Signals::take().map_err(|e| Failure::new(ExitStatus::HostError, format!("no signals: {e}")))?;
+    let signals = Rc::new(RefCell::new(signals));
+    config.validate()?;
+    preflight::prepare(&mut config)?;
+    let mut prepared = Some(Prepared::new(&config)?);
+    let registry = Registry::open(&config.run_dir)?;
+    // Before the folder: whose image it is shows in the other domains' folders.
+    let mut images = Some(open_images(&config, &registry)?);
+    let mut folder = registry.create(&config)?;
+    loop {
+        let prepared = match prepared.take() {
+            Some(prepared) => prepared,
+            None => Prepared::new(&config)?,
+        };
+        let images = match images.take() {
+            Some(images) => images,
+            None => open_images(&config, &registry)?,
+        };
+        let domain = Domain::start(&config, &folder, prepared, images, &signals)?;
+        let (ending, last_lines) = domain.run();
+        match ending {
+            Ending::Guest(StopReason::PowerOff) => return Ok(ExitStatus::Success),
+            Ending::Guest(StopReason::Reboot | StopReason::SoftReset) if config.on_reboot == OnReboot::Destroy => {
+                return Ok(ExitStatus::Success);
+            }
+            Ending::Guest(StopReason::Reboot | StopReason::SoftReset) => {
+                let domid = folder.renew()?;
+                tracing::info!(%domid, "the guest reboots");
+            }
+            Ending::Guest(StopReason::Suspend) => {
+                let message = "the guest suspended itself, which cannot be resumed: it was stopped";
+                return Err(Failure::new(ExitStatus::Forced, message));
+            }
+            Ending::Guest(StopReason::Crash | StopReason::Watchdog) => {
+                let mut message = format!("the guest {} crashed", folder.name());
+                if !last_lines.is_empty() {
+                    message += "; the last lines of its console are above";
+                    eprintln!("{}", last_lines.join("\n"));
+                }
+                return Err(Failure::new(ExitStatus::GuestCrashed, message));
+            }
+            Ending::Forced => {
+                return Err(Failure::new(ExitStatus::Forced, format!("the guest {} was stopped by force", folder.name())));
+            }
+        }
+    }
+}
+
+/// What is known to be good before anything is made: KVM, kernel, initrd.
+struct Prepared {
+    host: Host,
+    /// Unpacked beside the making of the VM.
+    kernel: JoinHandle<Result<Kernel, crate::boot::BootError>>,
+    initrd: Option<Initrd>,
+}
+
+impl Prepared {
+    fn new(config: &DomainConfig) -> Result<Self, Failure> {
+        let path = config.kernel.clone();
+        let kernel = std::thread::Builder::new()
+            .name("unpack".into())
+            .spawn(move || Kernel::open(&path))
+            .map_err(|e| Failure::new(ExitStatus::HostError, format!("no thread to read the kernel: {e}")))?;
+        let initrd = config.initrd.as_deref().map(Initrd::open).transpose();
+        let host = Host::open(config.vcpus);
+        // A bad kernel is told first, whatever else is wrong.
+        match (initrd, host) {
+            (Ok(initrd), Ok(host)) => Ok(Self { host, kernel, initrd }),
+            (initrd, host) => {
+                join_kernel(kernel)?;
+                initrd?;
+                Err(host.err().map_or_else(|| Failure::new(ExitStatus::Internal, "no error"), Failure::from))
+            }
+        }
+    }
+}
+
+fn join_kernel(thread: JoinHandle<Result<Kernel, crate::boot::BootError>>) -> Result<Kernel, Failure> {
+    let unpacked = thread.join().map_err(|_| Failure::new(ExitStatus::Internal, "unpacking the kernel failed"))?;
+    Ok(unpacked?)
+}
+
+fn open_images(config: &DomainConfig, registry: &Registry) -> Result<Vec<DiskImage>, Failure> {
+    let open = |disk: &crate::config::DiskConfig| {
+        DiskImage::open(&disk.path, disk.readonly).map_err(|error| {
+            let holder = registry.find_holder(&disk.path, disk.readonly).ok().flatten();
+            Failure::from_image(&error, holder.as_ref())
+        })
+    };
+    config.disks.iter().map(open).collect()
+}
+
+/// One run of a domain, from start to poweroff, reboot or crash.
+struct Domain {
+    machine: Arc<Machine>,
+    vcpus: Vec<JoinHandle<()>>,
+    manager: EventManager<Subscriber>,
+    control: Rc<RefCell<Control>>,
+    store: Rc<RefCell<StoreService>>,
+    console: Rc<RefCell<Console>>,
+}
+
+impl Domain {
+    fn start(
+        config: &DomainConfig,
+        folder: &DomainDir,
+        prepared: Prepared,
+        images: Vec<DiskImage>,
+        signals: &Rc<RefCell<Signals>>,
+    ) -> Result<Self, Failure> {
+        let fail = |what: &str| {
+            let what = what.to_owned();
+            move |e: std::io::Error| Failure::new(ExitStatus::HostError, format!("{what}: {e}"))
+        };
+        let domid = folder.domid();
+        // Taps first: the most likely to be refused of what is left.
+        let nics = make_nics(config, domid)?;
+        let shape = MachineConfig { memory: config.memory, vcpus: config.vcpus, domid };
+        let machine = Machine::new(&prepared.host, shape)?;
+        let events = Arc::new(EventChannels::new(
+            domid,
+            config.vcpus,
+            Arc::clone(machine.shared_info()),
+            machine.delivery(),
+        ));
+        let handle = DomainHandle {
+            grants: Arc::clone(machine.grants()),
+            events: Arc::clone(&events),
+            kick: Arc::new(EventFd::new(EFD_NONBLOCK).map_err(fail("no eventfd"))?),
+        };
+        let reserved = |page: usize| {
+            let channel = events.open_reserved();
+            channel.map(|c| (Gfn(SPECIAL_GFN.0 + page as u64), c)).map_err(|e| Failure::new(ExitStatus::Internal, e))
+        };
+        let (store_gfn, store_channel) = reserved(XENSTORE_PAGE)?;
+        let (console_gfn, console_channel) = reserved(CONSOLE_PAGE)?;
+        handle.grants.set_reserved(RESERVED_XENSTORE, store_gfn);
+        handle.grants.set_reserved(RESERVED_CONSOLE, console_gfn);
+        let (store_port, console_port) = (store_channel.port().0, console_channel.port().0);
+        let params = HvmParams::new((store_gfn.0, store_port), (console_gfn.0, console_port));
+
+        let special = machine.special();
+        let mut console = Console::new(Arc::clone(special), CONSOLE_PAGE, console_channel)?;
+        console.attach(&config.console)?;
+        console.listen(&folder.console_socket())?;
+        let early = console.early_output();
+        machine.set_early_output(Box::new(move |text| early.write(text)));
+
+        let socket = folder.xenstored_socket();
+        let mut store = StoreService::new(domid, special, XENSTORE_PAGE, store_channel, &socket, handle.clone())
+            .map_err(fail("xenstore cannot be started"))?;
+        let tty = console.pty_path().map(|p| p.display().to_string());
+        let ring_keys = [(store_gfn.0, store_port), (console_gfn.0, console_port)];
+        let uuid = uuid(folder.name(), domid);
+        populate(&mut store, config, folder, &ring_keys, tty.as_deref(), &uuid);
+        for (disk, image) in config.disks.iter().zip(images) {
+            let shown = blkback::DiskConfig {
+                vdev: disk.vdev.to_string(),
+                virtual_device: disk.vdev.virtual_device(),
+                readonly: disk.readonly,
+                bootable: std::ptr::eq(disk, &config.disks[0]),
+            };
+            store.add(Box::new(BlockDevice::new(shown, image)));
+        }
+        for nic in nics {
+            store.add(Box::new(nic));
+        }
+
+        let tables = DomainTopology {
+            ports: acpi::PowerPorts {
+                sleep_control: machine::SLEEP_CONTROL_PORT,
+                sleep_status: machine::SLEEP_STATUS_PORT,
+                reset: machine::RESET_PORT,
+            },
+            ..DomainTopology::new(config.vcpus)
+        };
+        let tables = tables.pvh_tables(ACPI_ADDRESS).map_err(|e| Failure::new(ExitStatus::Usage, e))?;
+        machine::write_acpi(machine.ram(), &tables.bytes)?;
+        let memmap = machine.memmap();
+        let kernel = join_kernel(prepared.kernel)?;
+        let entry = kernel.load_into(
+            machine.ram(),
+            &LoadRequest {
+                memmap: &memmap,
+                initrd: prepared.initrd.as_ref(),
+                cmdline: &config.cmdline,
+                rsdp: tables.rsdp,
+                ram_is_zero: true,
+            },
+        )?;
+        drop(kernel);
+        give_back_freed_memory();
+
+        let facts = DomainFacts {
+            domid,
+            vcpus: config.vcpus,
+            ram_pages: config.memory / PAGE_SIZE as u64,
+            memmap,
+            uuid: *uuid.as_bytes(),
+            cmdline: config.cmdline.clone(),
+        };
+        let hypercalls =
+            Arc::new(Hypercalls::new(facts, Arc::clone(&handle.grants), events, params, Arc::clone(&machine) as _));
+
+        let store = Rc::new(RefCell::new(store));
+        let requests = Rc::new(Requests::default());
+        let escape = Rc::clone(&requests);
+        console.set_on_escape(move || escape.shutdown("poweroff", None));
+        let console = Rc::new(RefCell::new(console));
+        let control = Control::new(
+            Arc::clone(machine.stop_signal()),
+            Rc::clone(signals),
+            Rc::clone(&requests),
+            Rc::clone(&store),
+            config.shutdown_timeout,
+        )
+        .map_err(fail("no timer"))?;
+        let control = Rc::new(RefCell::new(control));
+        let handler = Handler { config: folder.config().clone(), domid, store: Rc::clone(&store), requests, hypercalls: Arc::clone(&hypercalls) };
+        let api = ApiServer::bind(&folder.api_socket(), Box::new(handler)).map_err(fail("the API cannot be started"))?;
+
+        let mut manager = EventManager::new().map_err(|e| Failure::new(ExitStatus::HostError, format!("{e:?}")))?;
+        let subscribers: [Subscriber; 4] =
+            [Rc::clone(&control) as _, Rc::clone(&store) as _, Rc::clone(&console) as _, Rc::new(RefCell::new(api))];
+        for subscriber in subscribers {
+            manager.add_subscriber(subscriber);
+        }
+        let vcpus = machine.start(&entry, &hypercalls)?;
+        tracing::info!(%domid, name = folder.name(), "the guest runs");
+        Ok(Self { machine, vcpus, manager, control, store, console })
+    }
+
+    /// The main loop, then the end. How it ended, and the console's last lines.
+    fn run(mut self) -> (Ending, Vec<String>) {
+        let ending = loop {
+            if let Some(ending) = self.control.borrow_mut().check() {
+                break ending;
+            }
+            if let Err(error) = self.manager.run() {
+                tracing::error!(?error, "the main loop cannot go on: stopping the guest");
+                break Ending::Forced;
+            }
+        };
+        self.machine.stop_vcpus();
+        for vcpu in self.vcpus.drain(..) {
+            let _ = vcpu.join();
+        }
+        self.drain();
+        let mut console = self.console.borrow_mut();
+        console.finish();
+        let last_lines = console.log().last_lines(CRASH_LINES);
+        drop(console);
+        (ending, last_lines)
+    }
+
+    /// Ends the backends; writes that the guest saw completed are with the host's kernel by then.
+    fn drain(&self) {
+        let mut store = self.store.borrow_mut();
+        store.stop_all();
+        let end = Instant::now() + DRAIN;
+        while !store.all_stopped() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                tracing::warn!("a disk or interface of the guest does not finish its I/O: going on without");
+                break;
+            }
+            wait_readable(store.kick(), left);
+        }
+    }
+}
+
+/// Waits until a backend kicks, or the time is over.
+fn wait_readable(event: &EventFd, limit: Duration) {
+    use std::os::fd::AsRawFd;
+    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let millis = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: one valid pollfd.
+    unsafe { libc::poll(&mut poll, 1, millis) };
+}
+
+/// The unpacked kernel was tens of MiB; what the allocator keeps of that would be ours for good.
+fn give_back_freed_memory() {
+    // SAFETY: malloc_trim has no preconditions.
+    unsafe { libc::malloc_trim(0) };
+}
+
+fn make_nics(config: &DomainConfig, domid: DomId) -> Result<Vec<NetDevice>, Failure> {
+    (0u32..).zip(&config.nets).map(|(index, net)| Ok(network::make_nic(net, domid, index)?)).collect()
+}
+
+/// A uuid that stays the same for a named domain.
+fn uuid(name: &str, _domid: DomId) -> uuid::Uuid {
+    uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, format!("xvmm:{name}").as_bytes())
+}
+
+/// The nodes that a toolstack writes before a guest starts (xen docs/misc/xenstore-paths.pandoc).
+fn populate(
+    store: &mut StoreService,
+    config: &DomainConfig,
+    folder: &DomainDir,
+    rings: &[(u64, u32); 2],
+    tty: Option<&str>,
+    uuid: &uuid::Uuid,
+) {
+    let kib = (config.memory >> 10).to_string();
+    store.make_directory("", false);
+    for own in ["control", "data", "device", "drivers", "error", "feature", "attr"] {
+        store.make_directory(own, own != "control");
+    }
+    // Written by the guest in answer to us.
+    for own in ["control/shutdown", "control/sysrq", "control/feature-poweroff", "control/feature-reboot", "control/feature-suspend"] {
+        store.make_directory(own, true);
+    }
+    let vm = format!("/vm/{uuid}");
+    let mut nodes: Vec<(String, String)> = [
+        ("vm", vm.as_str()),
+        ("name", folder.name()),
+        ("memory/static-max", &kib),
+        ("memory/target", &kib),
+        ("memory/videoram", "0"),
+        ("control/platform-feature-xs_reset_watches", "1"),
+        ("console/type", "xenconsoled"),
+        ("console/limit", "1048576"),
+        ("console/output", "pty"),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into();
+    nodes.push(("domid".into(), folder.domid().to_string()));
+    for (name, (gfn, port)) in ["store", "console"].into_iter().zip(rings) {
+        nodes.push((format!("{name}/ring-ref"), gfn.to_string()));
+        nodes.push((format!("{name}/port"), port.to_string()));
+    }
+    nodes.push(("console/tty".into(), tty.unwrap_or_default().into()));
+    for cpu in 0..config.vcpus {
+        nodes.push((format!("cpu/{cpu}/availability"), "online".into()));
+    }
+    for (key, value) in nodes {
+        store.write(&key, &value);
+    }
+    let _ = store.store().write(&format!("{vm}/name"), folder.name());
+    let _ = store.store().write(&format!("{vm}/uuid"), uuid.to_string());
+}
+
+/// What the API can ask of a running domain.
+struct Handler {
+    config: DomainConfig,
+    domid: DomId,
+    store: Rc<RefCell<StoreService>>,
+    requests: Rc<Requests>,
+    hypercalls: Arc<Hypercalls>,
+}
+
+impl ApiHandler for Handler {
+    fn info(&self) -> serde_json::Value {
+        let store = self.store.borrow();
+        let devices: Vec<_> = store
+            .xenbus()
+            .devices()
+            .map(|(device, connected)| {
+                let counters: serde_json::Map<_, _> =
+                    device.counters().into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
+                serde_json::json!({
+                    "class": device.class(),
+                    "index": device.index(),
+                    "connected": connected,
+                    "counters": counters,
+                })
+            })
+            .collect();
+        serde_json::json!({
+            "domid": self.domid.0,
+            "config": self.config,
+            "devices": devices,
+            "hypercalls": self.hypercalls.counters(),
+        })
+    }
+
+    fn shutdown(&mut self, what: api::Shutdown) -> Result<(), String> {
+        self.requests.shutdown(what.word(), what.timeout);
+        Ok(())
+    }
+
+    fn destroy(&mut self) -> Result<(), String> {
+        self.requests.destroy();
+        Ok(())
+    }
+}

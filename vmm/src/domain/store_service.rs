@@ -1,0 +1,180 @@
+//! xenstore and xenbus of a running domain, on the main thread.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use devices::memory::SharedPages;
+use devices::xen::DomId;
+use devices::xen::event_channel::BackendChannel;
+use devices::xen::xenbus::{BackendDevice, DomainHandle, Store, Xenbus};
+use devices::xen::xenstore::{Access, ConnId, Perm, SocketServer, XenStore, XenStoreRing};
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+/// The store as domain 0 uses it.
+struct Dom0<'a>(&'a mut XenStore);
+
+impl Store for Dom0<'_> {
+    fn read(&self, path: &str) -> Option<String> {
+        self.0.read_str(path)
+    }
+
+    fn write(&mut self, path: &str, value: &str) {
+        if let Err(error) = self.0.write(path, value) {
+            tracing::warn!(path, ?error, "xenstore does not take a node");
+        }
+    }
+
+    fn remove(&mut self, path: &str) {
+        // Not there: the guest removed it itself.
+        let _ = self.0.rm(path);
+    }
+
+    fn make_directory(&mut self, path: &str, owner: DomId, reader: DomId) {
+        let perms = [Perm { domid: owner, access: Access::None }, Perm { domid: reader, access: Access::Read }];
+        if let Err(error) = self.0.mkdir(path).and_then(|()| self.0.set_perms(path, &perms)) {
+            tracing::warn!(path, ?error, "xenstore does not take a directory");
+        }
+    }
+}
+
+/// The store, its transports, and the devices that live by it.
+pub(super) struct StoreService {
+    store: XenStore,
+    /// Our own watches: on the frontends' directories.
+    own: ConnId,
+    ring: XenStoreRing,
+    channel: BackendChannel,
+    sockets: SocketServer,
+    xenbus: Xenbus,
+    kick: Arc<EventFd>,
+    domid: DomId,
+}
+
+impl StoreService {
+    /// A store with domain `domid` in it, whose ring is page `page` of `special`.
+    pub(super) fn new(
+        domid: DomId,
+        special: &Arc<SharedPages>,
+        page: usize,
+        channel: BackendChannel,
+        socket: &Path,
+        domain: DomainHandle,
+    ) -> io::Result<Self> {
+        let mut store = XenStore::new();
+        let own = store.add_connection(DomId::DOM0);
+        store.introduce_domain(domid);
+        let ring = XenStoreRing::new(&mut store, domid, Arc::clone(special), page).map_err(io::Error::other)?;
+        let kick = Arc::clone(&domain.kick);
+        let sockets = SocketServer::new(UnixListener::bind(socket)?, DomId::DOM0)?;
+        Ok(Self { store, own, ring, channel, sockets, xenbus: Xenbus::new(domid, domain), kick, domid })
+    }
+
+    /// Writes a node of the domain's directory that the guest may read.
+    pub(super) fn write(&mut self, path: &str, value: &str) {
+        Dom0(&mut self.store).write(&format!("/local/domain/{}/{path}", self.domid), value);
+    }
+
+    /// Makes a directory in the domain's directory: the guest's own, or read-only for it.
+    pub(super) fn make_directory(&mut self, path: &str, guests_own: bool) {
+        let path = format!("/local/domain/{}/{path}", self.domid);
+        let (owner, reader) = if guests_own { (self.domid, DomId::DOM0) } else { (DomId::DOM0, self.domid) };
+        Dom0(&mut self.store).make_directory(path.trim_end_matches('/'), owner, reader);
+    }
+
+    /// The whole store, for what has no short form here.
+    pub(super) fn store(&mut self) -> &mut XenStore {
+        &mut self.store
+    }
+
+    /// The devices.
+    pub(super) fn xenbus(&self) -> &Xenbus {
+        &self.xenbus
+    }
+
+    /// Offers a device to the guest.
+    pub(super) fn add(&mut self, device: Box<dyn BackendDevice>) {
+        let frontend = self.xenbus.add(&mut Dom0(&mut self.store), device);
+        if let Err(error) = self.store.watch(self.own, &frontend, &frontend) {
+            tracing::warn!(frontend, ?error, "xenstore does not take a watch");
+        }
+    }
+
+    /// Tells the guest to shut down or the like: `control/shutdown` (xen docs/misc/xenstore-paths).
+    pub(super) fn request_shutdown(&mut self, what: &str) {
+        self.write("control/shutdown", what);
+        self.pump();
+    }
+
+    /// Stops all backends; [`StoreService::all_stopped`] tells when they have.
+    pub(super) fn stop_all(&mut self) {
+        self.xenbus.stop_all();
+    }
+
+    /// True when no backend uses guest memory any more.
+    pub(super) fn all_stopped(&mut self) -> bool {
+        let _ = self.kick.read();
+        self.xenbus.all_stopped()
+    }
+
+    /// Written by backends, see [`DomainHandle::kick`].
+    pub(super) fn kick(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// Does all that can be done now: messages, watch events of our own, output.
+    fn pump(&mut self) {
+        loop {
+            let status = self.ring.process(&mut self.store);
+            if status.notify {
+                self.channel.notify();
+            }
+            if status.again {
+                // The rest when the other work of the loop had its turn.
+                let _ = self.channel.event().write(1);
+            }
+            if let Err(error) = self.sockets.flush(&mut self.store) {
+                tracing::warn!(%error, "a client of xenstore cannot be served");
+            }
+            let events = self.store.take_watch_events(self.own);
+            if events.is_empty() {
+                break;
+            }
+            for (path, _) in events {
+                self.xenbus.frontend_changed(&mut Dom0(&mut self.store), &path);
+            }
+        }
+    }
+}
+
+impl MutEventSubscriber for StoreService {
+    fn init(&mut self, ops: &mut EventOps) {
+        for fd in [self.channel.event().as_raw_fd(), self.kick.as_raw_fd(), self.sockets.fd()] {
+            if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
+                tracing::error!(?error, "xenstore cannot wait for the guest");
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, _: &mut EventOps) {
+        let fd = events.fd();
+        if fd == self.channel.event().as_raw_fd() {
+            let _ = self.channel.event().read();
+        } else if fd == self.kick.as_raw_fd() {
+            let _ = self.kick.read();
+            self.xenbus.kicked(&mut Dom0(&mut self.store));
+        } else if let Err(error) = self.sockets.process(&mut self.store) {
+            tracing::warn!(%error, "the socket of xenstore cannot be served");
+        }
+        self.pump();
+    }
+}
+
+/// Shared between the event loop and what acts on the domain.
+pub(super) type SharedStore = Rc<RefCell<StoreService>>;
