@@ -1,1 +1,29 @@
 //! netback: the back half of a Xen network interface.
+//!
+//! ```text
+//!   guest: xen-netfront          one thread per queue pair             host
+//!   tx ring --> TxPacket (checked) --> granted pages --> writev -->  tap --> bridge
+//!   rx ring <-- responses          <-- granted pages <-- readv  <--  tap <-- bridge
+//! ```
+//!
+//! Frames are not copied here: the kernel reads and writes the guest's pages. What must be looked at (headers,
+//! for checksum and segmentation offload) is copied once, checked, and sent from the copy.
+
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
+mod device;
+mod headers;
+mod mac;
+pub mod packet;
+pub mod protocol;
+mod queue;
+mod rx;
+mod tap;
+#[cfg(test)]
+mod testing;
+mod tx;
+
+pub use device::{NetDevice, VifConfig};
+pub use headers::{HEADER_MAX, HeaderError, Headers};
+pub use mac::{MacAddr, MacError};
+pub use tap::{Offload, Tap, TapError, VNET_HDR, VnetHeader, is_interface_name};

@@ -118,12 +118,18 @@ impl BackRing {
 
     /// Says that we sleep unless more requests came meanwhile; true: they did, go on.
     pub fn final_check(&mut self) -> Result<bool, RingError> {
-        if self.pending()? > 0 {
+        self.final_check_for(1)
+    }
+
+    /// As [`BackRing::final_check`], when we cannot go on with less than `wanted` requests: then there is one
+    /// event for all of them.
+    pub fn final_check_for(&mut self, wanted: u32) -> Result<bool, RingError> {
+        if self.pending()? >= wanted {
             return Ok(true);
         }
-        self.index(REQ_EVENT).store(self.req_cons.wrapping_add(1), Ordering::Release);
+        self.index(REQ_EVENT).store(self.req_cons.wrapping_add(wanted), Ordering::Release);
         fence(Ordering::SeqCst);
-        Ok(self.pending()? > 0)
+        Ok(self.pending()? >= wanted)
     }
 
     /// Puts a response into the next slot; [`BackRing::publish`] shows it to the frontend. The caller answers
