@@ -316,3 +316,104 @@ fn set_direct(file: &File) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn file(bytes: u64) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_file_of_whole_sectors_is_a_disk() {
+        let file = file(5 * 512);
+        let image = DiskImage::open(file.path(), false).unwrap();
+        assert_eq!((image.size(), image.logical_block(), image.readonly()), (5 * 512, 512, false));
+        assert!(!image.is_block_device());
+    }
+
+    #[test]
+    fn a_missing_file_is_told_with_its_path() {
+        let error = DiskImage::open(Path::new("/nowhere/disk.img"), false).unwrap_err();
+        assert!(matches!(error, ImageError::Missing(_)));
+        assert!(error.to_string().contains("/nowhere/disk.img"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = DiskImage::open(dir.path(), true).unwrap_err();
+        assert!(matches!(error, ImageError::Directory(_)), "{error}");
+    }
+
+    #[test]
+    fn a_character_device_is_refused() {
+        let error = DiskImage::open(Path::new("/dev/zero"), true).unwrap_err();
+        assert!(matches!(error, ImageError::NotADisk(_)), "{error}");
+    }
+
+    #[test]
+    fn a_pipe_is_refused_without_waiting_for_its_other_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: a valid C string.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        let error = DiskImage::open(&path, true).unwrap_err();
+        assert!(matches!(error, ImageError::NotADisk(_)), "{error}");
+    }
+
+    #[test]
+    fn an_empty_file_is_refused() {
+        let error = DiskImage::open(file(0).path(), false).unwrap_err();
+        assert!(matches!(error, ImageError::Empty(_)), "{error}");
+    }
+
+    #[test]
+    fn a_piece_of_a_sector_is_refused() {
+        let error = DiskImage::open(file(1000).path(), false).unwrap_err();
+        assert!(matches!(error, ImageError::SizeNotAligned { size: 1000, .. }), "{error}");
+    }
+
+    #[test]
+    fn system_errors_become_their_own_kinds() {
+        let file = file(512);
+        let error = |readonly, errno| open_error(file.path(), readonly, io::Error::from_raw_os_error(errno));
+        assert!(matches!(error(false, libc::EROFS), ImageError::NotWritable { .. }));
+        // The file can be read, so it is the writing that is not permitted.
+        assert!(matches!(error(false, libc::EACCES), ImageError::NotWritable { .. }));
+        assert!(matches!(error(true, libc::EACCES), ImageError::NotPermitted(_)));
+        assert!(matches!(error(false, libc::EBUSY), ImageError::InUseByHost(_)));
+        assert!(matches!(error(false, libc::EIO), ImageError::Io { .. }));
+    }
+
+    #[test]
+    fn one_writer_excludes_everybody_else() {
+        let file = file(512);
+        let writer = DiskImage::open(file.path(), false).unwrap();
+        assert!(matches!(DiskImage::open(file.path(), false), Err(ImageError::Locked(_))));
+        assert!(matches!(DiskImage::open(file.path(), true), Err(ImageError::Locked(_))));
+        drop(writer);
+        assert!(DiskImage::open(file.path(), false).is_ok());
+    }
+
+    #[test]
+    fn readers_share_and_exclude_a_writer() {
+        let file = file(512);
+        let _readers =
+            [DiskImage::open(file.path(), true).unwrap(), DiskImage::open(file.path(), true).unwrap()];
+        assert!(matches!(DiskImage::open(file.path(), false), Err(ImageError::Locked(_))));
+    }
+
+    #[test]
+    fn current_size_follows_the_file() {
+        let file = file(512);
+        let image = DiskImage::open(file.path(), true).unwrap();
+        file.as_file().set_len(2048).unwrap();
+        assert_eq!((image.size(), image.current_size().unwrap()), (512, 2048));
+    }
+}

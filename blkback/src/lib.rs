@@ -16,3 +16,6 @@ pub mod queue;
 pub use device::{BlockDevice, DiskConfig};
 pub use disk::{Counters, Disk};
 pub use image::{DiskImage, ImageError};
+
+#[cfg(test)]
+mod testing;

@@ -368,3 +368,165 @@ impl Response {
         zerocopy::transmute!(RawResponse { id, operation: self.opcode, pad: 0, status, pad64: [0; 4] })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const LIMITS: DiskLimits = DiskLimits { sectors: 1000, logical_block: 512, readonly: false };
+
+    /// A request of `segments` = (grant, first, last) in the layout of `protocol`.
+    fn entry(protocol: Protocol, op: u8, sector: u64, segments: &[(u32, u8, u8)]) -> RawEntry {
+        let (id_at, sector_at, segments_at) = match protocol {
+            Protocol::X86_64 => (8, 16, 24),
+            Protocol::X86_32 => (4, 12, 20),
+        };
+        // Padding is what the guest left there.
+        let mut entry = [0xee; 112];
+        entry[0] = op;
+        entry[1] = u8::try_from(segments.len()).unwrap();
+        entry[id_at..id_at + 8].copy_from_slice(&0x1122_3344_5566_7788u64.to_le_bytes());
+        entry[sector_at..sector_at + 8].copy_from_slice(&sector.to_le_bytes());
+        for (i, (gref, first, last)) in segments.iter().take(11).enumerate() {
+            let at = segments_at + i * 8;
+            entry[at..at + 4].copy_from_slice(&gref.to_le_bytes());
+            (entry[at + 4], entry[at + 5]) = (*first, *last);
+        }
+        entry
+    }
+
+    fn reason(op: u8, sector: u64, segments: &[(u32, u8, u8)], limits: &DiskLimits) -> Reason {
+        let entry = entry(Protocol::X86_64, op, sector, segments);
+        Request::parse(&entry, Protocol::X86_64, limits).unwrap_err().reason
+    }
+
+    #[test]
+    fn both_layouts_give_the_same_request() {
+        for protocol in [Protocol::X86_64, Protocol::X86_32] {
+            let entry = entry(protocol, 0, 7, &[(9, 0, 7), (10, 3, 3)]);
+            let request = Request::parse(&entry, protocol, &LIMITS).unwrap();
+            assert_eq!((request.id, request.opcode), (0x1122_3344_5566_7788, 0));
+            let Operation::Read(transfer) = request.operation else { panic!("{request:?}") };
+            assert_eq!((transfer.offset(), transfer.bytes()), (7 * 512, 4096 + 512));
+            let whole = Segment { gref: GrantRef(9), offset: 0, len: 4096 };
+            let part = Segment { gref: GrantRef(10), offset: 3 * 512, len: 512 };
+            assert_eq!(transfer.segments(), [whole, part]);
+        }
+    }
+
+    #[test]
+    fn layouts_have_the_sizes_of_the_public_header() {
+        assert_eq!(Protocol::X86_64.entry_size(), 112);
+        assert_eq!(Protocol::X86_32.entry_size(), 108);
+    }
+
+    #[test]
+    fn the_32_bit_layout_ends_before_the_last_four_bytes() {
+        let mut entry = entry(Protocol::X86_32, 1, 0, &[(1, 0, 7); 11]);
+        let before = Request::parse(&entry, Protocol::X86_32, &LIMITS).unwrap();
+        entry[108..].copy_from_slice(&[1, 2, 3, 4]);
+        assert_eq!(Request::parse(&entry, Protocol::X86_32, &LIMITS).unwrap(), before);
+    }
+
+    #[test]
+    fn a_missing_protocol_key_is_64_bit_and_an_unknown_one_is_refused() {
+        assert_eq!(Protocol::from_key(None), Some(Protocol::X86_64));
+        assert_eq!(Protocol::from_key(Some("x86_32-abi")), Some(Protocol::X86_32));
+        assert_eq!(Protocol::from_key(Some("arm-abi")), None);
+    }
+
+    #[test]
+    fn segment_count_of_0_and_of_more_than_11_is_refused() {
+        assert_eq!(reason(0, 0, &[], &LIMITS), Reason::SegmentCount(0));
+        assert_eq!(reason(1, 0, &[], &LIMITS), Reason::SegmentCount(0));
+        assert_eq!(reason(0, 0, &[(1, 0, 0); 12], &LIMITS), Reason::SegmentCount(12));
+        assert_eq!(reason(3, 0, &[(1, 0, 0); 12], &LIMITS), Reason::SegmentCount(12));
+        assert_eq!(reason(0, 0, &[(1, 0, 0); 255], &LIMITS), Reason::SegmentCount(255));
+        assert!(
+            Request::parse(&entry(Protocol::X86_64, 0, 0, &[(1, 0, 7); 11]), Protocol::X86_64, &LIMITS)
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn segment_outside_its_page_is_refused() {
+        assert_eq!(reason(0, 0, &[(1, 0, 8)], &LIMITS), Reason::SegmentRange(0, 8));
+        assert_eq!(reason(0, 0, &[(1, 5, 4)], &LIMITS), Reason::SegmentRange(5, 4));
+        assert_eq!(reason(0, 0, &[(1, 255, 255)], &LIMITS), Reason::SegmentRange(255, 255));
+        assert_eq!(reason(0, 0, &[(1, 0, 7), (1, 0, 255)], &LIMITS), Reason::SegmentRange(0, 255));
+    }
+
+    #[test]
+    fn the_last_sector_is_the_last() {
+        let ok = entry(Protocol::X86_64, 0, 999, &[(1, 0, 0)]);
+        assert!(Request::parse(&ok, Protocol::X86_64, &LIMITS).is_ok());
+        let past = |sector, count| Reason::PastEnd { sector, count, capacity: 1000 };
+        assert_eq!(reason(0, 999, &[(1, 0, 1)], &LIMITS), past(999, 2));
+        assert_eq!(reason(0, 1000, &[(1, 0, 0)], &LIMITS), past(1000, 1));
+        assert_eq!(reason(1, u64::MAX, &[(1, 0, 0)], &LIMITS), past(u64::MAX, 1));
+        assert_eq!(reason(1, u64::MAX - 7, &[(1, 0, 7)], &LIMITS), past(u64::MAX - 7, 8));
+        assert_eq!(reason(1, 1 << 55, &[(1, 0, 0)], &LIMITS), past(1 << 55, 1));
+    }
+
+    #[test]
+    fn a_read_only_disk_is_read_and_flushed_but_not_written() {
+        let readonly = DiskLimits { readonly: true, ..LIMITS };
+        assert_eq!(reason(1, 0, &[(1, 0, 0)], &readonly), Reason::ReadOnly);
+        assert_eq!(reason(3, 0, &[(1, 0, 0)], &readonly), Reason::ReadOnly);
+        for (op, segments) in [(0, &[(1, 0, 0)][..]), (3, &[])] {
+            let entry = entry(Protocol::X86_64, op, 0, segments);
+            assert!(Request::parse(&entry, Protocol::X86_64, &readonly).is_ok(), "operation {op}");
+        }
+    }
+
+    #[test]
+    fn a_disk_of_4096_byte_sectors_wants_whole_ones() {
+        let limits = DiskLimits { logical_block: 4096, ..LIMITS };
+        assert_eq!(reason(0, 4, &[(1, 0, 7)], &limits), Reason::Misaligned(4096));
+        assert_eq!(reason(1, 8, &[(1, 0, 6)], &limits), Reason::Misaligned(4096));
+        // One sector of the disk in two pages is whole.
+        let split = entry(Protocol::X86_64, 0, 8, &[(1, 4, 7), (2, 0, 3)]);
+        assert!(Request::parse(&split, Protocol::X86_64, &limits).is_ok());
+    }
+
+    #[test]
+    fn operations_that_are_not_offered_are_not_supported() {
+        for op in [2, 4, 5, 6, 7, 255] {
+            let entry = entry(Protocol::X86_64, op, 0, &[(1, 0, 0)]);
+            let rejection = Request::parse(&entry, Protocol::X86_64, &LIMITS).unwrap_err();
+            assert_eq!(rejection.response().status, Status::NotSupported, "operation {op}");
+            assert_eq!(rejection.response().opcode, op);
+        }
+    }
+
+    #[test]
+    fn a_rejection_is_answered_with_the_id_of_the_request() {
+        let entry = entry(Protocol::X86_32, 0, 5000, &[(1, 0, 0)]);
+        let response = Request::parse(&entry, Protocol::X86_32, &LIMITS).unwrap_err().response();
+        assert_eq!(response, Response { id: 0x1122_3344_5566_7788, opcode: 0, status: Status::Error });
+    }
+
+    #[test]
+    fn a_flush_needs_no_segments_and_may_bring_some() {
+        let parse = |segments: &[_]| {
+            Request::parse(&entry(Protocol::X86_64, 3, u64::MAX, segments), Protocol::X86_64, &LIMITS)
+        };
+        assert_eq!(parse(&[]).unwrap().operation, Operation::Flush(None));
+        assert!(parse(&[(1, 0, 0)]).is_err());
+        let entry = entry(Protocol::X86_64, 3, 2, &[(1, 0, 0)]);
+        let request = Request::parse(&entry, Protocol::X86_64, &LIMITS).unwrap();
+        assert!(matches!(request.operation, Operation::Flush(Some(t)) if t.offset() == 1024));
+    }
+
+    #[test]
+    fn a_response_has_zeroed_padding() {
+        let bytes = Response { id: u64::MAX, opcode: 0xff, status: Status::NotSupported }.emit();
+        let mut expected = [0u8; 16];
+        expected[..9].fill(0xff);
+        expected[10..12].copy_from_slice(&(-2i16).to_le_bytes());
+        assert_eq!(bytes, expected);
+        assert_eq!(Response { id: 1, opcode: 0, status: Status::Okay }.emit()[10..12], [0, 0]);
+        assert_eq!(Response { id: 1, opcode: 0, status: Status::Error }.emit()[10..12], [0xff, 0xff]);
+    }
+}

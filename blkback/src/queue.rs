@@ -460,3 +460,264 @@ impl<E: Engine> Queue<E> {
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::DiskImage;
+    use crate::testing::{FLUSH, Front, READ, Segment, WRITE, image, sector_pattern, whole};
+
+    fn disk(sectors: u64) -> (tempfile::NamedTempFile, Arc<Disk>) {
+        let file = image(sectors);
+        let image = DiskImage::open(file.path(), false).unwrap();
+        (file, Arc::new(Disk::new("xvda", image, false)))
+    }
+
+    fn statuses(front: &mut Front) -> Vec<i16> {
+        std::iter::from_fn(|| front.take()).map(|r| r.2).collect()
+    }
+
+    #[test]
+    fn a_batch_is_answered_with_one_notification() {
+        let (_file, disk) = disk(64);
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        let (_, gref) = front.guest.granted_page();
+        for sector in 0..10 {
+            front.put(READ, sector, &[whole(gref)]);
+        }
+        front.put(FLUSH, 0, &[]);
+        front.publish();
+        assert!(!queue.pass());
+        assert_eq!(statuses(&mut front), [0; 11]);
+        assert_eq!(front.guest.raises(), 1);
+        assert!(queue.idle());
+    }
+
+    #[test]
+    fn a_frontend_that_asks_for_no_event_gets_none() {
+        let (_file, disk) = disk(64);
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        let (_, gref) = front.guest.granted_page();
+        // rsp_event lies behind: the frontend is still working on older responses.
+        front.guest.write(front.ring.frames[0], 12, &0u32.to_le_bytes());
+        front.put(READ, 0, &[whole(gref)]);
+        front.publish();
+        queue.pass();
+        assert_eq!(front.guest.raises(), 0);
+        assert_eq!(statuses(&mut front), [0]);
+    }
+
+    #[test]
+    fn a_frontend_is_asked_for_an_event_before_the_queue_sleeps() {
+        let (_file, disk) = disk(64);
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        front.put(FLUSH, 0, &[]);
+        front.publish();
+        assert!(!queue.pass());
+        assert_eq!(front.guest.read_u32(front.ring.frames[0], 4), front.ring.req_prod + 1);
+    }
+
+    #[test]
+    fn the_request_is_copied_before_it_is_checked() {
+        let (_file, disk) = disk(64);
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        let (_, gref) = front.guest.granted_page();
+        front.put(READ, 0, &[whole(gref)]);
+        front.publish();
+        assert!(!queue.take_requests());
+        // The slot now belongs to the backend; what the frontend does to it changes nothing.
+        front.guest.write(front.ring.frames[0], 64, &[0xff; 112]);
+        queue.pass();
+        let (id, op, status) = front.take().unwrap();
+        assert_eq!((id, op, status), (1000, READ, 0));
+    }
+
+    #[test]
+    fn an_overrun_breaks_the_ring_and_nothing_else() {
+        let (_file, disk) = disk(64);
+        for ahead in [33, 1000, 0x8000_0000, u32::MAX] {
+            let mut front = Front::new(Protocol::X86_64);
+            let mut queue = front.queue(&disk);
+            front.ring.req_prod = ahead;
+            front.ring.publish(&front.guest);
+            assert!(!queue.pass(), "{ahead}");
+            assert!(queue.is_broken(), "{ahead}");
+            assert_eq!(front.ring.rsp_prod(&front.guest), 0);
+        }
+        assert_eq!(disk.counters().requests.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_ring_full_of_rubbish_is_refused_request_by_request() {
+        let (_file, disk) = disk(64);
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        for _ in 0..10 {
+            for byte in 0..32u8 {
+                front.ring.put(&front.guest, &[byte.wrapping_mul(37) | 0x80; 112]);
+            }
+            front.publish();
+            // A full ring might have been followed by more.
+            queue.pass();
+            assert_eq!(statuses(&mut front), [-2; 32]);
+        }
+        assert!(!queue.is_broken());
+        assert_eq!(disk.counters().errors.load(Relaxed), 320);
+    }
+
+    #[test]
+    fn misaligned_pieces_go_through_the_bounce_buffer_both_ways() {
+        let mut front = Front::new(Protocol::X86_64);
+        let grants = Arc::clone(&front.guest.domain.grants);
+        let (a, a_ref) = front.guest.granted_page();
+        let (b, b_ref) = front.guest.granted_page();
+        let direct = Some(DirectIo { memory: 512, offset: 4096 });
+        front.put(
+            READ,
+            0,
+            &[Segment { gref: a_ref, first: 4, last: 7 }, Segment { gref: b_ref, first: 1, last: 4 }],
+        );
+        let limits = crate::protocol::DiskLimits { sectors: 8, logical_block: 4096, readonly: false };
+        let entry = front.guest.read(front.ring.frames[0], 64, 112).try_into().unwrap();
+        let Ok(Request { operation: Operation::Read(transfer), .. }) =
+            Request::parse(&entry, Protocol::X86_64, &limits)
+        else {
+            panic!("not a read")
+        };
+        let mut slot = Slot::new();
+
+        slot.map(&grants, &transfer, Access::Read).unwrap();
+        assert_eq!(slot.buffers.len(), 2);
+        for s in 0..4 {
+            front.guest.write(a, (4 + s) * 512, &sector_pattern(s as u64, 5));
+            front.guest.write(b, (1 + s) * 512, &sector_pattern(4 + s as u64, 5));
+        }
+        slot.bounce_if_misaligned(direct, Access::Read);
+        let expected: Vec<u8> = (0..8).flat_map(|s| sector_pattern(s, 5)).collect();
+        let [one] = slot.buffers[..] else { panic!("{:?}", slot.buffers) };
+        assert_eq!((one.size(), one.base() as usize % 4096), (4096, 0));
+        // SAFETY: the bounce buffer, which nobody else uses.
+        assert!(unsafe { std::slice::from_raw_parts(one.base(), 4096) } == expected);
+        slot.unmap(&grants);
+
+        front.guest.write(a, 0, &[0; 4096]);
+        front.guest.write(b, 0, &[0; 4096]);
+        slot.map(&grants, &transfer, Access::Write).unwrap();
+        slot.bounce_if_misaligned(direct, Access::Write);
+        slot.copy_bounced(|guest, buffer| buffer.copy_to_volatile_slice(*guest));
+        assert!(front.guest.read(a, 2048, 2048) == expected[..2048]);
+        assert!(front.guest.read(b, 512, 2048) == expected[2048..]);
+        assert!(front.guest.read(b, 2560, 1536) == [0; 1536]);
+        slot.unmap(&grants);
+        assert_eq!((front.guest.grant_flags(a_ref), front.guest.grant_flags(b_ref)), (1, 1));
+    }
+
+    #[test]
+    fn aligned_pieces_are_not_copied() {
+        let mut front = Front::new(Protocol::X86_64);
+        let grants = Arc::clone(&front.guest.domain.grants);
+        let (_, gref) = front.guest.granted_page();
+        front.put(WRITE, 0, &[Segment { gref, first: 1, last: 1 }]);
+        let limits = crate::protocol::DiskLimits { sectors: 8, logical_block: 512, readonly: false };
+        let entry = front.guest.read(front.ring.frames[0], 64, 112).try_into().unwrap();
+        let request = Request::parse(&entry, Protocol::X86_64, &limits).unwrap();
+        let Operation::Write(transfer) = request.operation else { panic!("{request:?}") };
+        let mut slot = Slot::new();
+        slot.map(&grants, &transfer, Access::Read).unwrap();
+        slot.bounce_if_misaligned(Some(DirectIo { memory: 512, offset: 512 }), Access::Read);
+        assert!(slot.bounce.is_none());
+        slot.unmap(&grants);
+    }
+
+    /// Does at most `step` bytes of each operation, on memory.
+    struct Reluctant {
+        image: Vec<u8>,
+        step: usize,
+        done: Vec<Completion>,
+        interrupts: u32,
+    }
+
+    impl Engine for Reluctant {
+        unsafe fn start(&mut self, token: u16, op: Op, offset: u64, buffers: &[IoVec]) {
+            if self.interrupts > 0 {
+                self.interrupts -= 1;
+                return self.done.push(Completion { token, result: Err(libc::EINTR) });
+            }
+            let (offset, mut bytes) = (usize::try_from(offset).unwrap(), 0);
+            for buffer in buffers {
+                let len = buffer.size().min(self.step - bytes);
+                let part = &mut self.image[offset + bytes..offset + bytes + len];
+                match op {
+                    // SAFETY: the caller's buffers are valid.
+                    Op::Read => unsafe { buffer.base().copy_from(part.as_ptr(), len) },
+                    // SAFETY: as above.
+                    Op::Write => unsafe { buffer.base().copy_to(part.as_mut_ptr(), len) },
+                    Op::Flush => {}
+                }
+                bytes += len;
+            }
+            self.done.push(Completion { token, result: Ok(bytes) });
+        }
+        fn wait(&mut self, _block: bool) -> std::io::Result<()> {
+            Ok(())
+        }
+        fn completions(&mut self, done: &mut Vec<Completion>) {
+            done.append(&mut self.done);
+        }
+    }
+
+    fn reluctant(front: &Front, disk: &Arc<Disk>, step: usize, interrupts: u32) -> Queue<Reluctant> {
+        let domain = &front.guest.domain;
+        let grants = Arc::clone(&domain.grants);
+        let ring = BackRing::new(Arc::clone(&grants), &front.ring.refs, 112).unwrap();
+        let channel = domain.events.bind_backend(front.port).unwrap();
+        let image = std::fs::read(disk.image().path()).unwrap();
+        let engine = Reluctant { image, step, done: Vec::new(), interrupts };
+        Queue::new(engine, ring, channel, grants, Arc::clone(disk), Protocol::X86_64)
+    }
+
+    #[test]
+    fn an_operation_that_is_done_in_pieces_is_continued() {
+        let (_file, disk) = disk(64);
+        for step in [512, 1000, 4096, 5000] {
+            let mut front = Front::new(Protocol::X86_64);
+            let mut queue = reluctant(&front, &disk, step, 0);
+            let pages: Vec<_> = (0..3).map(|_| front.guest.granted_page()).collect();
+            // The pages are not in the order of memory, or they would be one piece.
+            let segments: Vec<_> = pages.iter().rev().map(|(_, gref)| whole(*gref)).collect();
+            front.put(READ, 8, &segments);
+            front.publish();
+            let passes =
+                std::iter::repeat_with(|| queue.pass()).take_while(|_| front.take().is_none()).count();
+            assert!(passes > 0, "done at once");
+            for (i, (frame, _)) in (0u64..).zip(pages.iter().rev()) {
+                for s in 0..8usize {
+                    let expected = sector_pattern(8 + i * 8 + s as u64, 1);
+                    assert!(front.guest.read(*frame, s * 512, 512) == expected, "step {step}, page {i}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_interrupted_operation_is_tried_again_but_not_for_ever() {
+        let (_file, disk) = disk(64);
+        for (interrupts, status) in [(3, 0), (1000, -1)] {
+            let mut front = Front::new(Protocol::X86_64);
+            let mut queue = reluctant(&front, &disk, 4096, interrupts);
+            let (_, gref) = front.guest.granted_page();
+            front.put(READ, 8, &[whole(gref)]);
+            front.publish();
+            for _ in 0..20 {
+                queue.pass();
+            }
+            assert_eq!(statuses(&mut front), [status]);
+            assert_eq!(front.guest.grant_flags(gref), 1);
+        }
+    }
+}

@@ -9,16 +9,18 @@ use super::{Completion, Engine, IoVec, Op};
 
 const EVENT: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
-/// The image, in the ring's table of files.
-const IMAGE: types::Fixed = types::Fixed(0);
 
 /// io_uring on one image. Needs Linux 6.1.
 ///
 /// The eventfds of the frontend's event channel and of the order to stop are polled by the same ring
 /// (multi-shot), so that waiting for completions is waiting for them. They are never read: a poll reports
 /// each write by itself, and the counter that grows meanwhile is of no interest.
+///
+/// The image is not registered with the ring, which would spare the kernel a look-up per operation: a ring is
+/// taken down some time after its process has ended, and would hold the lock on the image until then.
 pub struct Uring {
     ring: IoUring,
+    image: types::Fd,
     event: RawFd,
     stop: RawFd,
     enabled: bool,
@@ -41,9 +43,9 @@ impl Uring {
             .setup_submit_all()
             .setup_r_disabled()
             .build((slots + 2).next_power_of_two())?;
-        ring.submitter().register_files(&[image])?;
         Ok(Self {
             ring,
+            image: types::Fd(image),
             event,
             stop,
             enabled: false,
@@ -89,17 +91,21 @@ impl Engine for Uring {
     unsafe fn start(&mut self, token: u16, op: Op, offset: u64, buffers: &[IoVec]) {
         let len = u32::try_from(buffers.len()).unwrap_or(u32::MAX);
         let entry = match (op, buffers) {
-            (Op::Flush, _) => opcode::Fsync::new(IMAGE).flags(types::FsyncFlags::DATASYNC).build(),
+            (Op::Flush, _) => opcode::Fsync::new(self.image).flags(types::FsyncFlags::DATASYNC).build(),
             (Op::Read, [one]) => {
                 let len = u32::try_from(one.size()).unwrap_or(u32::MAX);
-                opcode::Read::new(IMAGE, one.base(), len).offset(offset).build()
+                opcode::Read::new(self.image, one.base(), len).offset(offset).build()
             }
             (Op::Write, [one]) => {
                 let len = u32::try_from(one.size()).unwrap_or(u32::MAX);
-                opcode::Write::new(IMAGE, one.base(), len).offset(offset).build()
+                opcode::Write::new(self.image, one.base(), len).offset(offset).build()
             }
-            (Op::Read, _) => opcode::Readv::new(IMAGE, buffers.as_ptr().cast(), len).offset(offset).build(),
-            (Op::Write, _) => opcode::Writev::new(IMAGE, buffers.as_ptr().cast(), len).offset(offset).build(),
+            (Op::Read, _) => {
+                opcode::Readv::new(self.image, buffers.as_ptr().cast(), len).offset(offset).build()
+            }
+            (Op::Write, _) => {
+                opcode::Writev::new(self.image, buffers.as_ptr().cast(), len).offset(offset).build()
+            }
         };
         // SAFETY: the caller promises that array and memory stay.
         if unsafe { self.push(&entry.user_data(u64::from(token))) } {
