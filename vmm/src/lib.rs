@@ -2,7 +2,7 @@
 
 pub mod boot;
 pub mod config;
-pub mod hypercall;
-pub mod machine;
 pub mod domain;
 pub mod exit;
+pub mod hypercall;
+pub mod machine;
