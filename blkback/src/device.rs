@@ -621,6 +621,63 @@ mod tests {
         assert!(device.connect(&front.guest, &front.guest.domain).is_err());
     }
 
+    /// A loop device with sectors of 4096 bytes.
+    struct Loop(String);
+
+    impl Loop {
+        fn new(file: &std::path::Path) -> Self {
+            let mut losetup = std::process::Command::new("losetup");
+            let output = losetup.args(["-f", "--show", "-b", "4096"]).arg(file).output().unwrap();
+            assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
+            Self(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+        }
+    }
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("losetup").arg("-d").arg(&self.0).status();
+        }
+    }
+
+    #[test]
+    #[ignore = "needs root and a free loop device"]
+    fn a_device_with_sectors_of_4096_bytes_is_served_in_every_shape() {
+        let file = image(64);
+        let device = Loop::new(file.path());
+        let open = |readonly| DiskImage::open(device.0.as_ref(), readonly);
+        let mut block = BlockDevice::new(config(false), open(false).unwrap());
+        assert!(matches!(open(false), Err(crate::ImageError::Locked(_))));
+        assert!(matches!(open(true), Err(crate::ImageError::Locked(_))));
+        let mut front = Front::new(Protocol::X86_64);
+        let keys = front.connect(&mut block);
+        assert_eq!(value(&keys, "sector-size").unwrap(), "4096");
+        assert_eq!(value(&keys, "sectors").unwrap(), "64");
+        assert_eq!(value(&block.backend_keys(), "type").unwrap(), "phy");
+
+        let (a, a_ref) = front.guest.granted_page();
+        let (_, b_ref) = front.guest.granted_page();
+        let (c, c_ref) = front.guest.granted_page();
+        assert_eq!(front.request(READ, 1, &[whole(a_ref)]), -1, "not on a boundary");
+        // Two sectors of the disk in three pages, one of them in the middle of both.
+        let shape = || {
+            [(a_ref, 5, 7), (b_ref, 0, 7), (c_ref, 1, 5)].map(|(gref, first, last)| Segment {
+                gref,
+                first,
+                last,
+            })
+        };
+        assert_eq!(front.request(READ, 16, &shape()), 0);
+        assert!(front.guest.read(a, 5 * 512, 512) == sector_pattern(16, 1));
+        assert!(front.guest.read(c, 512, 512) == sector_pattern(16 + 11, 1));
+        front.guest.write(c, 512, &sector_pattern(99, 99));
+        assert_eq!(front.request(WRITE, 16, &shape()), 0);
+        assert_eq!(front.request(FLUSH, 0, &[]), 0);
+        drop(block);
+        let mut on_disk = [0; 1024];
+        std::fs::File::open(&device.0).unwrap().read_exact_at(&mut on_disk, 26 * 512).unwrap();
+        assert!(on_disk[..512] == sector_pattern(26, 1) && on_disk[512..] == sector_pattern(99, 99));
+    }
+
     #[test]
     fn a_dropped_device_ends_its_thread() {
         let (file, device, front) = connected(16);

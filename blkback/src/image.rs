@@ -31,7 +31,7 @@ pub enum ImageError {
     #[error("disk image {path} is neither a file nor a block device; name one of these", path = .0.display())]
     NotADisk(PathBuf),
     /// The file has no bytes.
-    #[error("disk image {path} is empty; give it a size with `truncate -s 10G {path}`", path = .0.display())]
+    #[error("disk image {path} is empty; give it a size, if it is a file with `truncate -s 10G {path}`", path = .0.display())]
     Empty(PathBuf),
     /// The size is not a whole number of sectors.
     #[error(
@@ -119,7 +119,14 @@ impl DiskImage {
         // For a block device O_EXCL means: unless the host has it mounted or otherwise claimed.
         let exclusive = if block_device && !readonly { libc::O_EXCL } else { 0 };
         let file = OpenOptions::new().read(true).write(!readonly).custom_flags(exclusive).open(path);
-        let file = file.map_err(failed)?;
+        let file = file.map_err(|reason| {
+            // A device that another xvmm writes to is claimed too, but then it is also locked.
+            let locked = || File::open(path).is_ok_and(|file| conflicts(&file, readonly).unwrap_or(false));
+            match reason.raw_os_error() {
+                Some(libc::EBUSY) if locked() => ImageError::Locked(path.to_owned()),
+                _ => failed(reason),
+            }
+        })?;
         let kind = file.metadata().map_err(failed)?.file_type();
         if !(if block_device { kind.is_block_device() } else { kind.is_file() }) {
             return Err(ImageError::NotADisk(path.to_owned()));
@@ -224,11 +231,18 @@ const RESIZE: i64 = 3;
 const USED_BASE: i64 = 100;
 const UNSHARED_BASE: i64 = 200;
 
+/// The permissions that we use.
+fn used(readonly: bool) -> &'static [i64] {
+    if readonly { &[CONSISTENT_READ] } else { &[CONSISTENT_READ, WRITE] }
+}
+
+/// The permissions that we do not share.
+const UNSHARED: [i64; 2] = [WRITE, RESIZE];
+
 fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), ImageError> {
-    let used: &[i64] = if readonly { &[CONSISTENT_READ] } else { &[CONSISTENT_READ, WRITE] };
-    let unshared = [WRITE, RESIZE];
     let no_locks = |reason| ImageError::NoLocks { path: path.to_owned(), reason };
-    for byte in used.iter().map(|p| USED_BASE + p).chain(unshared.map(|p| UNSHARED_BASE + p)) {
+    let used = used(readonly).iter().map(|p| USED_BASE + p);
+    for byte in used.chain(UNSHARED.map(|p| UNSHARED_BASE + p)) {
         match lock_byte(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte) {
             Ok(_) => {}
             // Somebody holds the byte exclusively, which QEMU never does: it is locked all the same.
@@ -238,14 +252,23 @@ fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), ImageError> {
             Err(e) => return Err(no_locks(e)),
         }
     }
-    // Does somebody not share what we use, or use what we do not share?
-    for byte in used.iter().map(|p| UNSHARED_BASE + p).chain(unshared.map(|p| USED_BASE + p)) {
-        let lock = lock_byte(file, libc::F_OFD_GETLK, libc::F_WRLCK, byte).map_err(no_locks)?;
+    if conflicts(file, readonly).map_err(no_locks)? {
+        Err(ImageError::Locked(path.to_owned()))
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether somebody does not share what we use, or uses what we do not share.
+fn conflicts(file: &File, readonly: bool) -> io::Result<bool> {
+    let used = used(readonly).iter().map(|p| UNSHARED_BASE + p);
+    for byte in used.chain(UNSHARED.map(|p| USED_BASE + p)) {
+        let lock = lock_byte(file, libc::F_OFD_GETLK, libc::F_WRLCK, byte)?;
         if i32::from(lock.l_type) != libc::F_UNLCK {
-            return Err(ImageError::Locked(path.to_owned()));
+            return Ok(true);
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 fn lock_byte(file: &File, command: libc::c_int, kind: libc::c_int, byte: i64) -> io::Result<libc::flock> {
@@ -407,6 +430,47 @@ mod tests {
         let _readers =
             [DiskImage::open(file.path(), true).unwrap(), DiskImage::open(file.path(), true).unwrap()];
         assert!(matches!(DiskImage::open(file.path(), false), Err(ImageError::Locked(_))));
+    }
+
+    /// Somebody else's lock on one byte.
+    fn foreign_lock(file: &tempfile::NamedTempFile, byte: i64) -> File {
+        let other = File::open(file.path()).unwrap();
+        lock_byte(&other, libc::F_OFD_SETLK, libc::F_RDLCK, byte).unwrap();
+        other
+    }
+
+    #[test]
+    fn the_bytes_that_qemu_locks_are_respected() {
+        // Byte, and whether a reader and a writer may have the image all the same.
+        let cases = [
+            (100, true, true),   // reads
+            (101, false, false), // writes
+            (103, false, false), // resizes
+            (200, false, false), // lets nobody read
+            (201, true, false),  // lets nobody write
+            (203, true, true),   // lets nobody resize
+        ];
+        for (byte, reader, writer) in cases {
+            let file = file(512);
+            let _other = foreign_lock(&file, byte);
+            assert_eq!(DiskImage::open(file.path(), true).is_ok(), reader, "reader, byte {byte}");
+            assert_eq!(DiskImage::open(file.path(), false).is_ok(), writer, "writer, byte {byte}");
+        }
+    }
+
+    #[test]
+    fn the_bytes_that_qemu_asks_for_are_locked() {
+        for (readonly, expected) in [(true, &[100, 201, 203][..]), (false, &[100, 101, 201, 203])] {
+            let file = file(512);
+            let _image = DiskImage::open(file.path(), readonly).unwrap();
+            let other = File::open(file.path()).unwrap();
+            let locked = |byte: &i64| {
+                let lock = lock_byte(&other, libc::F_OFD_GETLK, libc::F_WRLCK, *byte).unwrap();
+                i32::from(lock.l_type) != libc::F_UNLCK
+            };
+            let locked: Vec<i64> = (0..300).filter(locked).collect();
+            assert_eq!(locked, expected, "readonly: {readonly}");
+        }
     }
 
     #[test]

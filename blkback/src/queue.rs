@@ -464,6 +464,8 @@ fn count(counter: &AtomicU64) {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use devices::xen::GrantRef;
+
     use super::*;
     use crate::DiskImage;
     use crate::testing::{FLUSH, Front, READ, Segment, WRITE, image, sector_pattern, whole};
@@ -568,6 +570,85 @@ mod tests {
         }
         assert!(!queue.is_broken());
         assert_eq!(disk.counters().errors.load(Relaxed), 320);
+    }
+
+    #[test]
+    fn the_blocking_engine_serves_sleeps_and_stops() {
+        let (_file, disk) = disk(64);
+        let mut front = Front::new(Protocol::X86_64);
+        let (queue, wake) = front.queue_with_stop(&disk);
+        let stop = AtomicBool::new(false);
+        let (frame, gref) = front.guest.granted_page();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| queue.run(&stop));
+            for sector in 0..50 {
+                assert_eq!(front.request(READ, sector, &[Segment { gref, first: 0, last: 0 }]), 0);
+                assert!(front.guest.read(frame, 0, 512) == sector_pattern(sector, 1));
+            }
+            assert_eq!(front.request(FLUSH, 0, &[]), 0);
+            assert!(!thread.is_finished());
+            stop.store(true, SeqCst);
+            wake.write(1).unwrap();
+        });
+        assert_eq!(front.guest.grant_flags(front.ring.refs[0]), 1);
+    }
+
+    /// A generator of numbers that are the same in every run (xorshift).
+    struct Numbers(u64);
+
+    impl Numbers {
+        fn below(&mut self, limit: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 % limit
+        }
+    }
+
+    #[test]
+    fn a_frontend_that_writes_anything_anywhere_harms_only_itself() {
+        let (_file, disk) = disk(64);
+        let mut numbers = Numbers(0x1234_5678_9abc_def1);
+        for round in 0..100 {
+            let protocol = if round % 2 == 0 { Protocol::X86_64 } else { Protocol::X86_32 };
+            let mut front = Front::new(protocol);
+            let grefs: Vec<_> = (0..4).map(|_| front.guest.granted_page().1).collect();
+            let mut queue = front.queue(&disk);
+            for _ in 0..numbers.below(8) {
+                for _ in 0..numbers.below(33) {
+                    let (op, sector) = (numbers.below(7), numbers.below(70));
+                    let segments: Vec<_> = (0..numbers.below(13))
+                        .map(|_| Segment {
+                            gref: match numbers.below(10) {
+                                0 => GrantRef(u32::try_from(numbers.below(1 << 32)).unwrap()),
+                                n => grefs[usize::try_from(n).unwrap() % 4],
+                            },
+                            first: u8::try_from(numbers.below(3)).unwrap(),
+                            last: u8::try_from(numbers.below(9)).unwrap(),
+                        })
+                        .collect();
+                    front.put(u8::try_from(op).unwrap(), sector, segments.get(..11).unwrap_or(&segments));
+                }
+                if numbers.below(20) == 0 {
+                    let at = numbers.below(4096 - 8);
+                    let junk = numbers.below(u64::MAX).to_le_bytes();
+                    front.guest.write(front.ring.frames[0], usize::try_from(at).unwrap(), &junk);
+                }
+                front.publish();
+                queue.pass();
+                queue.pass();
+                while front.take().is_some_and(|_| front.ring.rsp_cons != front.ring.req_prod) {}
+            }
+            assert!(queue.idle());
+            drop(queue);
+            for gref in grefs {
+                assert_eq!(front.guest.grant_flags(gref), 1, "round {round}");
+            }
+        }
+        let counters = disk.counters();
+        for (name, value) in counters.list() {
+            assert!(value > 0 || name == "wakeups", "no {name} in all rounds");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -95,16 +96,20 @@ impl Front {
         device.connect(&self.guest, &self.guest.domain).unwrap()
     }
 
-    /// A queue without a thread, for tests that go step by step.
+    /// A queue without a thread, for tests that go step by step with [`Queue::pass`].
     pub(crate) fn queue(&self, disk: &Arc<Disk>) -> Queue<Blocking> {
-        use std::os::fd::AsRawFd;
+        self.queue_with_stop(disk).0
+    }
+
+    /// The same with the eventfd that wakes it up to stop.
+    pub(crate) fn queue_with_stop(&self, disk: &Arc<Disk>) -> (Queue<Blocking>, EventFd) {
         let domain = &self.guest.domain;
         let ring = BackRing::new(Arc::clone(&domain.grants), &self.ring.refs, self.protocol.entry_size());
         let channel = domain.events.bind_backend(self.port).unwrap();
         let stop = EventFd::new(EFD_NONBLOCK).unwrap();
         let engine = Blocking::new(disk.image().as_raw_fd(), channel.event().as_raw_fd(), stop.as_raw_fd());
         let (grants, disk) = (Arc::clone(&domain.grants), Arc::clone(disk));
-        Queue::new(engine, ring.unwrap(), channel, grants, disk, self.protocol)
+        (Queue::new(engine, ring.unwrap(), channel, grants, disk, self.protocol), stop)
     }
 
     /// Puts a request into the ring without publishing it; its id.

@@ -176,9 +176,11 @@ impl FrontRing {
     /// Writes a request into the next slot, without publishing it.
     pub fn put(&mut self, guest: &FakeGuest, request: &[u8]) {
         let start = 64 + (self.req_prod % self.nr_entries()) as usize * self.entry_size;
-        for (i, byte) in request.iter().enumerate() {
-            let at = start + i;
-            guest.write(self.frames[at / PAGE_SIZE], at % PAGE_SIZE, &[*byte]);
+        // An entry may cross from one page into the next.
+        let (first, rest) = request.split_at(request.len().min(PAGE_SIZE - start % PAGE_SIZE));
+        guest.write(self.frames[start / PAGE_SIZE], start % PAGE_SIZE, first);
+        if !rest.is_empty() {
+            guest.write(self.frames[start / PAGE_SIZE + 1], 0, rest);
         }
         self.req_prod = self.req_prod.wrapping_add(1);
     }
@@ -204,7 +206,11 @@ impl FrontRing {
         self.rsp_cons = self.rsp_cons.wrapping_add(1);
         // As a driver does that wants an event for the next response.
         guest.write(self.frames[0], 12, &self.rsp_cons.wrapping_add(1).to_le_bytes());
-        let at = |i: usize| guest.read(self.frames[(start + i) / PAGE_SIZE], (start + i) % PAGE_SIZE, 1)[0];
-        Some((0..len).map(at).collect())
+        let first = len.min(PAGE_SIZE - start % PAGE_SIZE);
+        let mut response = guest.read(self.frames[start / PAGE_SIZE], start % PAGE_SIZE, first);
+        if first < len {
+            response.extend(guest.read(self.frames[start / PAGE_SIZE + 1], 0, len - first));
+        }
+        Some(response)
     }
 }

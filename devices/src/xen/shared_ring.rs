@@ -186,3 +186,282 @@ impl Drop for BackRing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::testing::{FakeGuest, FrontRing};
+
+    const SIZE: usize = 112;
+
+    fn ring(pages: usize) -> (FakeGuest, FrontRing, BackRing) {
+        let mut guest = FakeGuest::new(64);
+        let front = FrontRing::new(&mut guest, pages, SIZE);
+        let back = attach(&guest, &front).unwrap();
+        (guest, front, back)
+    }
+
+    fn attach(guest: &FakeGuest, front: &FrontRing) -> Result<BackRing, RingError> {
+        BackRing::new(Arc::clone(&guest.domain.grants), &front.refs, front.entry_size)
+    }
+
+    /// Starts both ends at an index.
+    fn ring_at(pages: usize, index: u32) -> (FakeGuest, FrontRing, BackRing) {
+        let mut guest = FakeGuest::new(64);
+        let mut front = FrontRing::new(&mut guest, pages, SIZE);
+        for (offset, value) in
+            [(0, index), (4, index.wrapping_add(1)), (8, index), (12, index.wrapping_add(1))]
+        {
+            guest.write(front.frames[0], offset, &value.to_le_bytes());
+        }
+        (front.req_prod, front.rsp_cons) = (index, index);
+        let back = attach(&guest, &front).unwrap();
+        (guest, front, back)
+    }
+
+    fn entry(n: u32) -> [u8; SIZE] {
+        let mut entry = [0; SIZE];
+        for (i, word) in (0u32..).zip(entry.chunks_exact_mut(4)) {
+            word.copy_from_slice(&(n * 1000 + i).to_le_bytes());
+        }
+        entry
+    }
+
+    fn set_req_prod(guest: &FakeGuest, front: &FrontRing, value: u32) {
+        guest.write(front.frames[0], 0, &value.to_le_bytes());
+    }
+
+    #[test]
+    fn slots_are_a_power_of_two() {
+        for (pages, slots) in [(1, 32), (2, 64), (4, 128), (8, 256), (16, 512)] {
+            assert_eq!(ring(pages).2.nr_entries(), slots, "{pages} pages");
+        }
+    }
+
+    #[test]
+    fn page_counts_that_are_no_power_of_two_up_to_16_are_refused() {
+        let mut guest = FakeGuest::new(64);
+        for pages in [3, 12, 17, 32] {
+            let front = FrontRing::new(&mut guest, pages, SIZE);
+            assert_eq!(attach(&guest, &front).unwrap_err(), RingError::Pages(pages));
+        }
+        let none = BackRing::new(Arc::clone(&guest.domain.grants), &[], SIZE);
+        assert_eq!(none.unwrap_err(), RingError::Pages(0));
+    }
+
+    #[test]
+    fn a_ring_that_cannot_be_mapped_leaves_nothing_pinned() {
+        let mut guest = FakeGuest::new(64);
+        let mut front = FrontRing::new(&mut guest, 2, SIZE);
+        front.refs[1] = GrantRef(400);
+        assert!(matches!(attach(&guest, &front), Err(RingError::Grant(_))));
+        assert_eq!(guest.grant_flags(front.refs[0]), 1);
+    }
+
+    #[test]
+    fn a_dropped_ring_gives_its_pages_back() {
+        let (guest, front, back) = ring(4);
+        assert!(front.refs.iter().all(|gref| guest.grant_flags(*gref) == 1 | 8 | 16));
+        drop(back);
+        assert!(front.refs.iter().all(|gref| guest.grant_flags(*gref) == 1));
+    }
+
+    #[test]
+    fn entries_pass_both_ways_in_every_slot_of_every_size_of_ring() {
+        for pages in [1, 2, 16] {
+            let (guest, mut front, mut back) = ring(pages);
+            // More than one round, and in a ring of several pages entries lie across two of them.
+            for n in 0..front.nr_entries() + 5 {
+                front.put(&guest, &entry(n));
+                front.publish(&guest);
+                let mut request = [0; SIZE];
+                assert!(back.next_request(&mut request).unwrap());
+                assert!(request == entry(n), "request {n} of {pages} pages");
+                back.push_response(&entry(n + 7));
+                back.publish();
+                assert!(front.take(&guest, SIZE).unwrap() == entry(n + 7), "response {n} of {pages} pages");
+            }
+        }
+    }
+
+    #[test]
+    fn indexes_wrap_around() {
+        let (guest, mut front, mut back) = ring_at(1, u32::MAX - 3);
+        for round in 0..3u32 {
+            for n in 0..32 {
+                front.put(&guest, &entry(round * 32 + n));
+            }
+            assert!(front.publish(&guest));
+            let mut request = [0; SIZE];
+            for n in 0..32 {
+                assert!(back.next_request(&mut request).unwrap());
+                assert!(request == entry(round * 32 + n));
+            }
+            assert!(!back.final_check().unwrap());
+            for n in 0..32 {
+                back.push_response(&entry(n));
+            }
+            assert!(back.publish(), "round {round}");
+            for n in 0..32 {
+                assert!(front.take(&guest, SIZE).unwrap() == entry(n));
+            }
+        }
+    }
+
+    #[test]
+    fn a_ring_of_a_former_connection_goes_on_where_it_was() {
+        let (guest, mut front, back) = ring_at(1, 77);
+        drop(back);
+        front.put(&guest, &entry(1));
+        front.publish(&guest);
+        let mut back = attach(&guest, &front).unwrap();
+        assert_eq!(back.pending().unwrap(), 1);
+        let mut request = [0; SIZE];
+        assert!(back.next_request(&mut request).unwrap());
+        assert!(request == entry(1));
+    }
+
+    #[test]
+    fn no_request_is_taken_from_an_empty_ring() {
+        let (_guest, _front, mut back) = ring(1);
+        let mut request = [9; SIZE];
+        assert!(!back.next_request(&mut request).unwrap());
+        assert_eq!(request, [9; SIZE]);
+    }
+
+    #[test]
+    fn a_full_ring_is_not_an_overrun() {
+        let (guest, front, back) = ring(1);
+        set_req_prod(&guest, &front, 32);
+        assert_eq!(back.pending().unwrap(), 32);
+    }
+
+    #[test]
+    fn claiming_more_than_the_ring_holds_is_an_overrun() {
+        for claim in [33, 64, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
+            let (guest, front, mut back) = ring(1);
+            set_req_prod(&guest, &front, claim);
+            let mut request = [9; SIZE];
+            assert_eq!(back.next_request(&mut request).unwrap_err(), RingError::Overrun(claim, 32));
+            assert!(matches!(back.final_check(), Err(RingError::Overrun(..))));
+            assert_eq!(request, [9; SIZE], "nothing was copied");
+        }
+    }
+
+    #[test]
+    fn unanswered_requests_count_against_the_ring() {
+        let (guest, front, mut back) = ring(1);
+        set_req_prod(&guest, &front, 10);
+        let mut request = [0; SIZE];
+        for _ in 0..10 {
+            assert!(back.next_request(&mut request).unwrap());
+        }
+        set_req_prod(&guest, &front, 32);
+        assert_eq!(back.pending().unwrap(), 22);
+        set_req_prod(&guest, &front, 33);
+        assert_eq!(back.pending().unwrap_err(), RingError::Overrun(33, 32));
+        back.push_response(&[0; 16]);
+        assert_eq!(back.pending().unwrap(), 23);
+    }
+
+    #[test]
+    fn a_producer_that_goes_back_is_an_overrun() {
+        let (guest, front, mut back) = ring(1);
+        set_req_prod(&guest, &front, 5);
+        let mut request = [0; SIZE];
+        assert!(back.next_request(&mut request).unwrap());
+        set_req_prod(&guest, &front, 0);
+        assert!(matches!(back.next_request(&mut request), Err(RingError::Overrun(..))));
+    }
+
+    #[test]
+    fn our_own_indexes_are_not_read_back() {
+        let (guest, mut front, mut back) = ring(1);
+        front.put(&guest, &entry(1));
+        front.put(&guest, &entry(2));
+        front.publish(&guest);
+        let mut request = [0; SIZE];
+        assert!(back.next_request(&mut request).unwrap());
+        // The frontend writes to what only the backend may write: req_event and rsp_prod.
+        guest.write(front.frames[0], 4, &[0xff; 8]);
+        assert!(back.next_request(&mut request).unwrap());
+        assert!(request == entry(2));
+        back.push_response(&entry(3));
+        back.publish();
+        assert_eq!(front.rsp_prod(&guest), 1);
+    }
+
+    #[test]
+    fn final_check_asks_for_an_event_and_sees_what_came_meanwhile() {
+        let (guest, mut front, mut back) = ring(1);
+        assert!(!back.final_check().unwrap());
+        assert_eq!(guest.read_u32(front.frames[0], 4), 1);
+        front.put(&guest, &entry(1));
+        assert!(front.publish(&guest), "the first request wakes the backend");
+        front.put(&guest, &entry(2));
+        assert!(!front.publish(&guest), "the second one does not");
+        assert!(back.final_check().unwrap());
+        let mut request = [0; SIZE];
+        while back.next_request(&mut request).unwrap() {}
+        assert!(!back.final_check().unwrap());
+        assert_eq!(guest.read_u32(front.frames[0], 4), 3);
+    }
+
+    #[test]
+    fn final_check_for_several_asks_for_one_event() {
+        let (guest, mut front, mut back) = ring(1);
+        assert!(!back.final_check_for(3).unwrap());
+        for n in 0..2 {
+            front.put(&guest, &entry(n));
+            assert!(!front.publish(&guest), "request {n} is not enough");
+        }
+        assert!(!back.final_check_for(3).unwrap());
+        front.put(&guest, &entry(2));
+        assert!(front.publish(&guest));
+        assert!(back.final_check_for(3).unwrap());
+    }
+
+    #[test]
+    fn responses_are_shown_by_publish_and_notified_only_if_asked_for() {
+        let (guest, mut front, mut back) = ring(1);
+        for n in 0..6 {
+            front.put(&guest, &entry(n));
+        }
+        front.publish(&guest);
+        let mut request = [0; SIZE];
+        while back.next_request(&mut request).unwrap() {}
+        let rsp_event = |event: u32| guest.write(front.frames[0], 12, &event.to_le_bytes());
+
+        assert!(!back.publish(), "there is nothing to show");
+        back.push_response(&entry(0));
+        assert_eq!(front.rsp_prod(&guest), 0);
+        assert!(back.publish(), "it asked for the first");
+        assert_eq!(front.rsp_prod(&guest), 1);
+        back.push_response(&entry(1));
+        assert!(!back.publish(), "it did not ask for the second");
+        rsp_event(4);
+        back.push_response(&entry(2));
+        assert!(!back.publish(), "it wants four");
+        back.push_response(&entry(3));
+        back.push_response(&entry(4));
+        assert!(back.publish(), "the fourth is among these two");
+        rsp_event(u32::MAX / 2);
+        back.push_response(&entry(5));
+        assert!(!back.publish(), "it asked for one far away");
+    }
+
+    #[test]
+    fn a_response_shorter_than_its_slot_leaves_the_rest() {
+        let (guest, mut front, mut back) = ring(1);
+        front.put(&guest, &[0xee; SIZE]);
+        front.publish(&guest);
+        let mut request = [0; 12];
+        assert!(back.next_request(&mut request).unwrap());
+        assert_eq!(request, [0xee; 12]);
+        back.push_response(&[1; 16]);
+        back.publish();
+        let slot = front.take(&guest, SIZE).unwrap();
+        assert!(slot[..16] == [1; 16] && slot[16..] == [0xee; SIZE - 16]);
+    }
+}
