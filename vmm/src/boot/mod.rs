@@ -131,38 +131,4 @@ fn le_u64(bytes: &[u8], offset: usize) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    /// Boots every kernel of a folder on paper: `XVMM_TEST_KERNELS=/path cargo test --release -- --ignored real`.
-    #[test]
-    #[ignore = "needs kernels of a distribution in XVMM_TEST_KERNELS"]
-    fn real_kernels_have_an_entry_in_their_text() {
-        let folder = std::env::var_os("XVMM_TEST_KERNELS").unwrap();
-        let mut paths: Vec<_> =
-            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        paths.sort();
-        for path in paths {
-            let start = std::time::Instant::now();
-            let kernel = Kernel::open(&path).unwrap();
-            let unpacked = start.elapsed();
-            let ram: devices::memory::GuestRam =
-                devices::memory::GuestRam::from_ranges(&[(vm_memory::GuestAddress(0), 256 << 20)]).unwrap();
-            let memmap = [MemmapEntry { addr: 0, size: 256 << 20, kind: MemmapKind::Ram }];
-            let request =
-                LoadRequest { memmap: &memmap, initrd: None, cmdline: "quiet", rsdp: 0, ram_is_zero: true };
-            let start = std::time::Instant::now();
-            let entry = kernel.load_into(&ram, &request).unwrap();
-            println!(
-                "{}: {} bytes in {unpacked:?}, loaded in {:?}: {entry:x?} {:x?}",
-                path.display(),
-                kernel.image_len(),
-                start.elapsed(),
-                kernel.elf.relocation,
-            );
-            assert!(entry.executable.iter().any(|text| text.contains(&entry.entry_gpa)));
-        }
-    }
-}
+mod tests;
