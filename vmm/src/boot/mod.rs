@@ -48,7 +48,9 @@ impl Kernel {
     pub fn open(path: &Path) -> Result<Self, BootError> {
         let unreadable = |source| BootError::KernelUnreadable { path: path.to_owned(), source };
         let file = File::open(path).map_err(unreadable)?;
-        let mut bytes = Vec::new();
+        // The length is a hint: a pipe has none.
+        let len = file.metadata().map_or(0, |metadata| metadata.len().min(MAX_KERNEL_FILE));
+        let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0) + 1);
         // A device that never ends (/dev/zero) stops here as well.
         file.take(MAX_KERNEL_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
         if bytes.len() as u64 > MAX_KERNEL_FILE {
