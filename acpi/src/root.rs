@@ -25,6 +25,7 @@ const _: () = assert!(size_of::<Rsdp>() == RSDP_LEN);
 /// Bytes of the RSDP.
 pub(crate) const RSDP_LEN: usize = 36;
 const RSDP_V1_LEN: usize = 20;
+const RSDP_LEN_FIELD: U32 = U32::new(36);
 
 /// An RSDP without an RSDT: whoever reads revision 2 takes the XSDT.
 pub(crate) fn rsdp(xsdt: u64) -> [u8; RSDP_LEN] {
@@ -34,7 +35,7 @@ pub(crate) fn rsdp(xsdt: u64) -> [u8; RSDP_LEN] {
         oem_id: sdt::OEM_ID,
         revision: 2,
         rsdt_address: U32::ZERO,
-        length: U32::new(RSDP_LEN as u32),
+        length: RSDP_LEN_FIELD,
         xsdt_address: U64::new(xsdt),
         extended_checksum: 0,
         reserved: [0; 3],

@@ -69,3 +69,41 @@ impl FreeRam {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn free(entries: &[(u64, u64, MemmapKind)]) -> FreeRam {
+        let entries: Vec<_> =
+            entries.iter().map(|&(addr, size, kind)| MemmapEntry { addr, size, kind }).collect();
+        FreeRam::new(&entries)
+    }
+
+    #[test]
+    fn adjacent_ram_is_one_range_and_reserved_ranges_win() {
+        use MemmapKind::{Ram, Reserved};
+        let free = free(&[(0x4000, 0x4000, Ram), (0, 0x4000, Ram), (0x2000, 0x1000, Reserved)]);
+        assert_eq!(free.ranges, [0..0x2000, 0x3000..0x8000]);
+        assert_eq!((free.size(), free.end()), (0x7000, 0x8000));
+    }
+
+    #[test]
+    fn taken_ranges_are_not_given_again() {
+        let mut free = free(&[(0, 0x10_000, MemmapKind::Ram)]);
+        free.remove(0x4000..0x5000);
+        free.remove(0x20_000..0x30_000);
+        assert!(!free.contains(&(0x3000..0x4001)));
+        assert_eq!(free.lowest(0x4000, 0x1000, 0x1000..0x10_000), Some(0x5000));
+        assert_eq!(free.highest(0x1000, 0x1000, 0x5800), Some(0x3000));
+    }
+
+    #[test]
+    fn impossible_requests_find_no_place() {
+        let free = free(&[(0, 0x10_000, MemmapKind::Ram)]);
+        assert_eq!(free.lowest(u64::MAX, 0x1000, 0..u64::MAX), None);
+        assert_eq!(free.lowest(1, 1 << 63, 1..u64::MAX), None);
+        assert_eq!(free.highest(u64::MAX, 0x1000, u64::MAX), None);
+        assert_eq!(free.highest(0x1000, 0x1000, 0xfff), None);
+    }
+}

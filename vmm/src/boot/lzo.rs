@@ -238,3 +238,77 @@ pub(super) fn unpack(file: &[u8], mut out: &mut [u8]) -> Result<(), LzoError> {
         out = rest;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+    use super::*;
+
+    fn unpacked(stream: &[u8], len: usize) -> Result<Vec<u8>, LzoError> {
+        let mut out = vec![0; len];
+        lzo1x(stream, &mut out).map(|()| out)
+    }
+
+    const END: [u8; 3] = [0x11, 0, 0];
+
+    #[test]
+    fn each_kind_of_instruction_unpacks() {
+        let cases: [(&str, &[u8], &[u8]); 8] = [
+            ("first literals", &[17 + 5, b'a', b'b', b'c', b'd', b'e'], b"abcde"),
+            ("literal run", &[1, b'a', b'b', b'c', b'd'], b"abcd"),
+            ("match of 2 after few literals", &[17 + 2, b'a', b'b', 1 << 2, 0], b"abab"),
+            ("match of 3 to 4", &[17 + 4, b'a', b'b', b'c', b'd', 0x40 | 0x20 | 3 << 2, 0], b"abcdabcd"),
+            ("match of 5 to 8", &[17 + 1, b'x', 0x80 | 0x60, 0], b"xxxxxxxxx"),
+            ("match within 16 KiB", &[17 + 4, b'a', b'b', b'c', b'd', 0x20 | 4, 3 << 2, 0], b"abcdabcdab"),
+            ("long match", &[17 + 4, b'a', b'b', b'c', b'd', 0x20, 2, 3 << 2, 0], &REPEATED[..4 + 35]),
+            ("literals behind a match", &[17 + 1, b'x', 0x40 | 2, 0, b'y', b'z'], b"xxxxyz"),
+        ];
+        for (name, stream, expected) in cases {
+            let stream = [stream, &END].concat();
+            assert_eq!(unpacked(&stream, expected.len()).as_deref(), Ok(expected), "{name}");
+        }
+    }
+
+    const REPEATED: [u8; 64] = {
+        let mut bytes = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            bytes[i] = b"abcd"[i % 4];
+            i += 1;
+        }
+        bytes
+    };
+
+    #[test]
+    fn far_matches_unpack() {
+        // 17 KiB of zeros, then a match of 3 from 2049 back, and one of 3 from 16385 back.
+        let run = 17 << 10;
+        let (zeros, last) = ((run - 1 - 33) / 255, (run - 1 - 33) % 255);
+        let mut stream = vec![17 + 1, 0, 0x20];
+        stream.resize(stream.len() + zeros, 0);
+        stream.extend_from_slice(&[last as u8, 0, 0, 1, b'a', b'b', b'c', b'd', 0, 0, 0x10 | 1, 1 << 2, 0]);
+        stream.extend_from_slice(&END);
+        let out = unpacked(&stream, run + 4 + 3 + 3).unwrap();
+        assert_eq!(out[run..], *b"abcd\0\0\0\0\0\0");
+    }
+
+    #[test]
+    fn matches_before_the_start_are_refused() {
+        for stream in [&[17 + 1, b'x', 0x40 | 1 << 2, 0][..], &[17 + 1, b'x', 0x40, 1], &[0x11, 1 << 2, 0]] {
+            assert_eq!(unpacked(&[stream, &END].concat(), 64), Err(LzoError::BadDistance));
+        }
+    }
+
+    #[test]
+    fn lengths_beyond_input_or_output_are_refused() {
+        let long_run = [vec![0x20], vec![0; 1000], vec![1, 0, 0]].concat();
+        let long = [&[17 + 1, b'x'][..], &long_run].concat();
+        assert_eq!(unpacked(&long, 1000), Err(LzoError::Long));
+        assert_eq!(unpacked(&[17 + 5, b'a'], 64), Err(LzoError::Short));
+        assert_eq!(unpacked(&[0, 0, 0], 64), Err(LzoError::Short));
+        assert_eq!(unpacked(&[17 + 5, b'a', b'b', b'c', b'd', b'e'], 4), Err(LzoError::Long));
+        assert_eq!(unpacked(&END, 1), Err(LzoError::Short));
+        assert_eq!(unpacked(&[], 0), Err(LzoError::Short));
+    }
+}

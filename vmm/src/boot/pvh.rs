@@ -285,6 +285,9 @@ impl Initrd {
         file.rewind().map_err(unreadable)?;
         ram.read_exact_volatile_from(GuestAddress(gpa), &mut file, size).map_err(|source| match source {
             vm_memory::GuestMemoryError::IOError(source) => unreadable(source),
+            vm_memory::GuestMemoryError::PartialBuffer { .. } => {
+                unreadable(io::Error::other("it became shorter while it was read"))
+            }
             source => BootError::GuestMemory { gpa, source },
         })
     }
@@ -295,7 +298,7 @@ fn write(ram: &GuestRam, gpa: u64, bytes: &[u8]) -> Result<(), BootError> {
 }
 
 fn clear(ram: &GuestRam, range: Range<u64>) -> Result<(), BootError> {
-    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     let mut gpa = range.start;
     while gpa < range.end {
         let len = usize::try_from(range.end - gpa).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));

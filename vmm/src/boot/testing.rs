@@ -39,6 +39,17 @@ impl Image {
         }
     }
 
+    /// The image in `fixtures/`: long runs, a match over 300 KB back to incompressible bytes, several blocks.
+    pub(super) fn fixture() -> Self {
+        let mut image = Self::linux();
+        let noise: Vec<u8> = (1u32..=300).map(|i| (i.wrapping_mul(0x9e37_79b1) >> 24) as u8).collect();
+        let data = [&noise[..], &[0; 20_000], &noise, &[0; 280_000], &noise[1..]].concat();
+        image.loads[0].data = code(0x400);
+        image.loads[1].memsz = data.len() as u64 + 0x1000;
+        image.loads[1].data = data;
+        image
+    }
+
     /// Like GRUB's PVH image: ELF32 at 1 MiB.
     pub(super) fn grub() -> Self {
         let text = Load { paddr: 0x10_0000, data: code(0x2000), memsz: 0x5000, flags: 7 };

@@ -170,3 +170,112 @@ fn unlz4_legacy(stream: &[u8], out: &mut [u8]) -> io::Result<()> {
         _ => Err(io::Error::other("there are bytes behind its last block")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+    use super::super::testing::{Image, sized};
+    use super::*;
+
+    /// Made by the programs that Linux's build calls, see fixtures/make.sh.
+    const FIXTURES: [(&str, &[u8]); 7] = [
+        ("gzip", include_bytes!("fixtures/vmlinux.gz")),
+        ("bzip2", include_bytes!("fixtures/vmlinux.bz2")),
+        ("lzma", include_bytes!("fixtures/vmlinux.lzma")),
+        ("xz", include_bytes!("fixtures/vmlinux.xz")),
+        ("lzo", include_bytes!("fixtures/vmlinux.lzo")),
+        ("lz4", include_bytes!("fixtures/vmlinux.lz4")),
+        ("zstd", include_bytes!("fixtures/vmlinux.zst")),
+    ];
+
+    fn is_corrupt(payload: &[u8]) -> bool {
+        matches!(unpack(payload), Err(ImageError::CorruptPayload { .. }))
+    }
+
+    #[test]
+    fn all_formats_of_linux_unpack() {
+        let expected = Image::fixture().bytes();
+        for (name, payload) in FIXTURES {
+            let (format, image) = unpack(payload).unwrap();
+            assert_eq!(format.name(), name);
+            assert!(image == expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_payload_cut_off_anywhere_is_corrupt() {
+        for (name, payload) in FIXTURES {
+            let (stream, size) = payload.split_last_chunk::<4>().unwrap();
+            for len in (9..stream.len()).step_by(3).chain([stream.len() - 1]) {
+                let cut = [&stream[..len], &size[..]].concat();
+                assert!(is_corrupt(&cut), "{name} cut to {len} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn a_payload_longer_or_shorter_than_its_size_field_is_corrupt() {
+        let len = Image::fixture().bytes().len() as u32;
+        for (name, payload) in FIXTURES {
+            for wrong in [len - 1, len + 1, 0, 1, len * 2] {
+                let mut payload = payload.to_vec();
+                let end = payload.len() - 4;
+                payload[end..].copy_from_slice(&wrong.to_le_bytes());
+                assert!(is_corrupt(&payload), "{name} of {wrong} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn no_single_wrong_byte_makes_a_decoder_panic() {
+        for (name, payload) in FIXTURES {
+            // lzma and lz4 carry no checksum: what they unpack to is for the ELF loader to judge.
+            let checked = !matches!(name, "lzma" | "lz4");
+            let expected = Image::fixture().bytes();
+            for at in (6..payload.len() - 4).step_by(5) {
+                let mut payload = payload.to_vec();
+                payload[at] ^= 0x41;
+                if let Ok((_, image)) = unpack(&payload) {
+                    assert!(!checked || image == expected, "{name}: byte {at} changed the image");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_bomb_makes_no_more_than_its_size_field() {
+        let zeros = vec![0; 64 << 20];
+        let bomb = zstd::bulk::compress(&zeros, 1).unwrap();
+        assert!(bomb.len() < 64 << 10);
+        assert!(is_corrupt(&sized(bomb, 4096)));
+        let mut frame = LZ4_LEGACY.to_le_bytes().to_vec();
+        let block = lz4_flex::block::compress(&zeros[..LZ4_LEGACY_BLOCK]);
+        frame.extend_from_slice(&(block.len() as u32).to_le_bytes());
+        frame.extend_from_slice(&block);
+        assert!(is_corrupt(&sized(frame, 4096)));
+    }
+
+    #[test]
+    fn a_dictionary_of_4_gib_is_refused() {
+        let mut payload = FIXTURES[2].1.to_vec();
+        // The dictionary size of a .lzma header.
+        payload[1..5].copy_from_slice(&[0, 0, 0xff, 0xff]);
+        assert!(is_corrupt(&payload));
+    }
+
+    #[test]
+    fn lz4_blocks_and_frames_follow_each_other() {
+        let image: Vec<u8> = (0..LZ4_LEGACY_BLOCK * 2 + 1000).map(|i| (i >> 8) as u8).collect();
+        let mut frames = Vec::new();
+        for (i, block) in image.chunks(LZ4_LEGACY_BLOCK).enumerate() {
+            if i != 1 {
+                frames.extend_from_slice(&LZ4_LEGACY.to_le_bytes());
+            }
+            let block = lz4_flex::block::compress(block);
+            frames.extend_from_slice(&(block.len() as u32).to_le_bytes());
+            frames.extend_from_slice(&block);
+        }
+        assert!(unpack(&sized(frames, image.len())).unwrap().1 == image);
+    }
+}
