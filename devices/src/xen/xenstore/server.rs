@@ -162,7 +162,7 @@ impl XenStore {
     }
 
     /// Feeds bytes from a client, in pieces of any size. Returns how many were taken: fewer than given when the
-    /// client must first take its replies, or has used up its memory. The rest is to be offered again later.
+    /// client must first take its replies. The rest is to be offered again later.
     /// Total: whatever the bytes are, they end in a reply, an error reply or an error here.
     pub fn receive(&mut self, id: ConnId, bytes: &[u8]) -> Result<usize, ReceiveError> {
         let mut done = 0;
@@ -188,8 +188,11 @@ impl XenStore {
             return !connection.backlogged();
         }
         let limits = self.limits_of(connection.caller);
+        // Over its memory the guest may still ask as long as it reads the answers: requests that need more are
+        // refused one by one, and those that free some must get through.
+        let unread = connection.output.bytes() > 0;
         connection.output.replies() < limits.outstanding
-            && self.memory(connection.caller.domid) < limits.memory
+            && !(unread && self.memory(connection.caller.domid) >= limits.memory)
     }
 
     /// The limits that hold for a caller.

@@ -296,6 +296,7 @@ fn real_domid(bytes: &[u8]) -> Result<DomId, XsError> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    #![allow(clippy::octal_escapes)] // NUL, then a digit: as it is on the wire.
     use super::*;
 
     const D1: DomId = DomId(1);
