@@ -199,14 +199,14 @@ fn ipv6(head: &[u8], l3: usize, total: usize) -> Result<(u8, usize, usize), Head
 
 /// The internet checksum (RFC 1071), piece by piece; pieces may have odd lengths.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Checksum {
+pub(crate) struct Checksum {
     sum: u64,
     odd: bool,
 }
 
 impl Checksum {
     /// Adds the next bytes. At most 2^40 of them in all.
-    pub fn add(&mut self, bytes: &[u8]) {
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
         let mut bytes = bytes;
         if self.odd
             && let Some((first, rest)) = bytes.split_first()
@@ -224,7 +224,7 @@ impl Checksum {
     }
 
     /// The sum so far, not complemented.
-    pub fn folded(&self) -> u16 {
+    pub(crate) fn folded(&self) -> u16 {
         let mut sum = self.sum;
         while sum > 0xffff {
             sum = (sum & 0xffff) + (sum >> 16);
@@ -233,7 +233,7 @@ impl Checksum {
     }
 
     /// The value of a checksum field; 0xffff instead of 0, which in UDP means "no checksum".
-    pub fn complement(&self) -> u16 {
+    pub(crate) fn complement(&self) -> u16 {
         match !self.folded() {
             0 => 0xffff,
             sum => sum,

@@ -22,6 +22,8 @@ mod tap;
 #[cfg(test)]
 mod testing;
 mod tx;
+#[cfg(test)]
+mod vif_tests;
 
 pub use device::{NetDevice, VifConfig};
 pub use headers::{HEADER_MAX, HeaderError, Headers};

@@ -12,7 +12,7 @@ use thiserror::Error;
 use crate::protocol::{Gso, GsoKind};
 
 /// Queues of one tap (MAX_TAP_QUEUES of Linux's tun.c).
-pub const MAX_QUEUES: usize = 256;
+const MAX_QUEUES: usize = 256;
 
 /// Why there is no tap.
 #[derive(Debug, Error)]

@@ -82,6 +82,40 @@ impl HostSide {
     pub(crate) fn set_up(&self, up: bool) {
         let flags = if up { libc::IFF_UP as i16 } else { 0 };
         self.change(libc::SIOCSIFFLAGS, |request| request.ifr_ifru.ifru_flags = flags);
+        // The socket remembers that the interface was down; asking makes it forget.
+        let (mut error, mut len) = (0i32, 4u32);
+        // SAFETY: the option is an int.
+        let got = unsafe {
+            let option = (&raw mut error).cast();
+            libc::getsockopt(self.socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ERROR, option, &raw mut len)
+        };
+        assert_eq!(got, 0);
+    }
+
+    /// Has the stack notice now that the cable was plugged in, and not in up to a second.
+    pub(crate) fn notice_carrier(&self) {
+        self.set_up(false);
+        self.set_up(true);
+    }
+
+    /// `ip link delete NAME`.
+    pub(crate) fn delete(&self) {
+        // SAFETY: plain numbers; the result is checked.
+        let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        assert!(fd >= 0);
+        // SAFETY: a new descriptor that nobody else owns.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // nlmsghdr (32 bytes in all, RTM_DELLINK, request and acknowledge) and ifinfomsg.
+        let words = [32u32, 17 | 5 << 16, 1, 0, 0, self.index as u32, 0, 0];
+        let message: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        // SAFETY: the buffer is valid for its length.
+        let sent = unsafe { libc::write(socket.as_raw_fd(), message.as_ptr().cast(), message.len()) };
+        assert_eq!(sent, 32);
+        let mut answer = [0u8; 64];
+        // SAFETY: the buffer is valid for its length.
+        let got = unsafe { libc::read(socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len()) };
+        assert!(got >= 20);
+        assert_eq!(answer[16..20], [0; 4], "the interface cannot be deleted");
     }
 
     /// Sends a frame into the interface: to the guest.
@@ -117,4 +151,62 @@ impl HostSide {
             }
         }
     }
+}
+
+/// Waits for something another thread does.
+pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !done() {
+        assert!(std::time::Instant::now() < end, "waited in vain for {what}");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+/// A TCP segment in an Ethernet frame: its transport checksum holds the sum of the pseudo-header, as a sender
+/// leaves it that has the checksum filled in by somebody else.
+pub(crate) fn tcp_frame(v6: bool, payload: usize) -> Vec<u8> {
+    let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];
+    let tcp_len = (20 + payload) as u16;
+    if v6 {
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+        frame.extend(tcp_len.to_be_bytes());
+        frame.extend([6, 64]);
+        frame.extend([0xfd; 16]);
+        frame.extend([0xfc; 16]);
+    } else {
+        frame.extend([0x08, 0, 0x45, 0]);
+        frame.extend((tcp_len + 20).to_be_bytes());
+        frame.extend([0, 1, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2]);
+        let sum = internet_sum(&frame[14..34]);
+        frame[24..26].copy_from_slice(&(!sum).to_be_bytes());
+    }
+    let l4 = frame.len();
+    frame.extend([0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+    frame.extend((0..payload).map(|i| (i * 7) as u8));
+    let pseudo = pseudo_header(&frame, l4);
+    frame[l4 + 16..l4 + 18].copy_from_slice(&internet_sum(&pseudo).to_be_bytes());
+    frame
+}
+
+fn pseudo_header(frame: &[u8], l4: usize) -> Vec<u8> {
+    let addresses = if l4 == 34 { &frame[26..34] } else { &frame[22..54] };
+    let len = ((frame.len() - l4) as u16).to_be_bytes();
+    [addresses, &[0, frame[if l4 == 34 { 23 } else { 20 }]], &len].concat()
+}
+
+/// Asserts that a TCP frame's checksum is filled in, and right.
+pub(crate) fn assert_checksum(frame: &[u8]) {
+    let l4 = if frame[12] == 8 { 34 } else { 54 };
+    let all = [pseudo_header(frame, l4), frame[l4..].to_vec()].concat();
+    assert_eq!(internet_sum(&all), 0xffff, "the checksum is wrong");
+}
+
+/// A second, plain implementation of the internet checksum, to check the first by.
+pub(crate) fn internet_sum(bytes: &[u8]) -> u16 {
+    let mut sum = 0u32;
+    for (i, byte) in bytes.iter().enumerate() {
+        sum += u32::from(*byte) << (8 * (1 - i % 2));
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
 }
