@@ -6,3 +6,4 @@ pub mod hypercall;
 pub mod machine;
 pub mod domain;
 pub mod exit;
+pub mod console;
