@@ -10,3 +10,4 @@ pub mod hypercall;
 pub mod machine;
 
 pub use domain::life_cycle::run;
+pub mod console;
