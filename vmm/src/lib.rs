@@ -1,5 +1,6 @@
 //! The library behind the `xvmm` program: one Xen guest as one process on plain KVM.
 
+pub mod api;
 pub mod boot;
 pub mod config;
 pub mod hypercall;
