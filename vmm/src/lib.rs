@@ -3,7 +3,7 @@
 pub mod api;
 pub mod boot;
 pub mod config;
-pub mod hypercall;
-pub mod machine;
 pub mod domain;
 pub mod exit;
+pub mod hypercall;
+pub mod machine;

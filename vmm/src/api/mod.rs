@@ -31,21 +31,46 @@ pub enum ShutdownKind {
 
 /// A wish to end the guest's run in good order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShutdownRequest {
+pub struct Shutdown {
     /// What the guest is asked to do.
     pub kind: ShutdownKind,
     /// How long it may take until it is stopped; `None`: as the description of the guest says.
     pub timeout: Option<Duration>,
 }
 
-/// The domain behind the API. The methods run on the main thread and must not block.
+impl Shutdown {
+    /// The word for `control/shutdown` in xenstore.
+    pub fn word(self) -> &'static str {
+        match self.kind {
+            ShutdownKind::Poweroff => "poweroff",
+            ShutdownKind::Reboot => "reboot",
+        }
+    }
+}
+
+/// The domain behind the API. The methods run on the main thread and must not block. An error is one sentence
+/// that says why it cannot be done now.
 pub trait ApiHandler {
     /// Describes the domain.
     fn info(&self) -> serde_json::Value;
 
-    /// Asks the guest to end its run; the error is one sentence that says why it cannot be asked.
-    fn shutdown(&mut self, request: ShutdownRequest) -> Result<(), String>;
+    /// Asks the guest to end its run.
+    fn shutdown(&mut self, what: Shutdown) -> Result<(), String>;
 
     /// Stops the guest at once. The process ends after the answer is on its way.
-    fn destroy(&mut self);
+    fn destroy(&mut self) -> Result<(), String>;
+}
+
+impl<T: ApiHandler + ?Sized> ApiHandler for Box<T> {
+    fn info(&self) -> serde_json::Value {
+        (**self).info()
+    }
+
+    fn shutdown(&mut self, what: Shutdown) -> Result<(), String> {
+        (**self).shutdown(what)
+    }
+
+    fn destroy(&mut self) -> Result<(), String> {
+        (**self).destroy()
+    }
 }

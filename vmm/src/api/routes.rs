@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::http::{Request, Response};
-use super::{ApiHandler, ShutdownKind, ShutdownRequest};
+use super::{ApiHandler, Shutdown, ShutdownKind};
 
 /// The longest timeout, in seconds: a year.
 const TIMEOUT_MAX: f64 = 365.0 * 86400.0;
@@ -24,10 +24,7 @@ pub(super) fn answer(request: &Request, handler: &mut dyn ApiHandler) -> Respons
             ("PUT", |request, handler| shutdown(request, ShutdownKind::Poweroff, handler))
         }
         "/api/v1/vm.reboot" => ("PUT", |request, handler| shutdown(request, ShutdownKind::Reboot, handler)),
-        "/api/v1/vm.destroy" => ("PUT", |_, handler| {
-            handler.destroy();
-            Response::no_content()
-        }),
+        "/api/v1/vm.destroy" => ("PUT", |_, handler| done(handler.destroy())),
         _ => {
             return Response::error(
                 404,
@@ -57,7 +54,11 @@ fn shutdown(request: &Request, kind: ShutdownKind, handler: &mut dyn ApiHandler)
             return Response::error(400, &format!("the body is not {{\"timeout\": SECONDS}}: {error}"));
         }
     };
-    match handler.shutdown(ShutdownRequest { kind, timeout }) {
+    done(handler.shutdown(Shutdown { kind, timeout }))
+}
+
+fn done(result: Result<(), String>) -> Response {
+    match result {
         Ok(()) => Response::no_content(),
         Err(sentence) => Response::error(409, &sentence),
     }

@@ -174,7 +174,6 @@ fn is_transient(error: &io::Error) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::cell::RefCell;
-    use std::net::Shutdown;
     use std::rc::Rc;
     use std::time::Duration;
 
@@ -182,12 +181,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::api::{ApiClient, ApiError, ShutdownKind, ShutdownRequest};
+    use crate::api::{ApiClient, ApiError, Shutdown, ShutdownKind};
 
     /// A domain that notes what it is told.
     #[derive(Default)]
     struct Recorder {
-        requests: Vec<ShutdownRequest>,
+        requests: Vec<Shutdown>,
         destroyed: bool,
         deaf: bool,
     }
@@ -199,15 +198,16 @@ mod tests {
         fn info(&self) -> serde_json::Value {
             json!({"name": "web", "id": 7})
         }
-        fn shutdown(&mut self, request: ShutdownRequest) -> Result<(), String> {
+        fn shutdown(&mut self, request: Shutdown) -> Result<(), String> {
             if self.0.borrow().deaf {
                 return Err("the guest does not listen".into());
             }
             self.0.borrow_mut().requests.push(request);
             Ok(())
         }
-        fn destroy(&mut self) {
+        fn destroy(&mut self) -> Result<(), String> {
             self.0.borrow_mut().destroyed = true;
+            Ok(())
         }
     }
 
@@ -246,7 +246,7 @@ mod tests {
         fn exchange(&mut self, text: &str) -> String {
             let mut stream = self.connect();
             stream.write_all(text.as_bytes()).unwrap();
-            stream.shutdown(Shutdown::Write).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
             self.settle();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
@@ -297,7 +297,7 @@ mod tests {
             let status = if expected.is_some() { "HTTP/1.1 204 " } else { "HTTP/1.1 400 " };
             assert!(answer.starts_with(status), "{verb} {body}: {answer}");
             let expected: Vec<_> =
-                expected.into_iter().map(|(kind, timeout)| ShutdownRequest { kind, timeout }).collect();
+                expected.into_iter().map(|(kind, timeout)| Shutdown { kind, timeout }).collect();
             assert_eq!(fixture.domain.0.borrow().requests, expected, "{verb} {body}");
         }
     }
@@ -441,7 +441,7 @@ mod tests {
         fixture.with_client(move |client| client.shutdown(ShutdownKind::Reboot, timeout)).unwrap();
         fixture.with_client(|client| client.destroy()).unwrap();
         let domain = fixture.domain.0.borrow();
-        assert_eq!(domain.requests, [ShutdownRequest { kind: ShutdownKind::Reboot, timeout }]);
+        assert_eq!(domain.requests, [Shutdown { kind: ShutdownKind::Reboot, timeout }]);
         assert!(domain.destroyed);
     }
 

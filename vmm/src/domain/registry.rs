@@ -159,8 +159,7 @@ impl Registry {
         }
         for disk in &config.disks {
             if let Some(domain) = holder(&domains, &disk.path, disk.readonly) {
-                let (path, name) = (disk.path.clone(), domain.name.clone());
-                return Err(DomainError::DiskInUse { path, domid: domain.domid, name });
+                return Err(DomainError::disk_in_use(&disk.path, domain));
             }
         }
         // A rebooted domain keeps the name of its first id, which is its own no more; when the ids have
