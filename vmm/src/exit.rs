@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use blkback::ImageError as DiskImageError;
 
+use crate::api::ApiError;
 use crate::boot::{BootError, ImageError as KernelImageError};
 use crate::config::{ConfigError, Problem};
 use crate::domain::preflight::{FileProblem, NetProblem, PreflightError};
@@ -194,6 +195,12 @@ fn disk_status(error: &DiskImageError) -> ExitStatus {
         DiskImageError::NotWritable { .. } | DiskImageError::NotPermitted(_) => ExitStatus::DiskNotPermitted,
         DiskImageError::Locked(_) | DiskImageError::InUseByHost(_) => ExitStatus::DiskInUse,
         DiskImageError::NoLocks { .. } | DiskImageError::Io { .. } => ExitStatus::HostError,
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Failure {
+        Failure::new(ExitStatus::HostError, error)
     }
 }
 
