@@ -2,3 +2,4 @@
 
 pub mod boot;
 pub mod config;
+pub mod console;
