@@ -247,8 +247,11 @@ impl Attachment {
         if sink.blocked || !log.has_more(&self.reader) {
             return false;
         }
-        if let Kind::File(file) = &mut self.kind {
-            file.keep_bounded(sink);
+        match &mut self.kind {
+            Kind::File(file) => file.keep_bounded(sink),
+            // A failure shows when the output is written.
+            Kind::Pty(pty) => drop(pty.recover()),
+            Kind::Standard { .. } | Kind::Client => {}
         }
         let mut progress = false;
         let budget = if sink.pollable { TURN } else { usize::MAX };

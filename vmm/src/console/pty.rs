@@ -55,13 +55,14 @@ impl Pty {
         self.master.try_clone()
     }
 
-    /// After a hang-up: opens the other side again. Nobody can close our descriptor of it, but vhangup(2) turns
-    /// it into a dead one, and a session leader that ends on this terminal does just that. False: there was no
-    /// hang-up.
+    /// Opens the other side again if it was hung up. Nobody can close our descriptor of it, but vhangup(2), which
+    /// programs that log people in call, turns it into a dead one and resets the terminal: it echoes then.
+    /// Returns whether it was so.
     pub(super) fn recover(&mut self) -> io::Result<bool> {
-        let mut poll = libc::pollfd { fd: self.master.as_raw_fd(), events: 0, revents: 0 };
-        // SAFETY: one live structure.
-        let hung_up = unsafe { libc::poll(&mut poll, 1, 0) } > 0;
+        let ends = [self.master.as_raw_fd(), self.peer.as_raw_fd()];
+        let mut ends = ends.map(|fd| libc::pollfd { fd, events: 0, revents: 0 });
+        // SAFETY: two live structures.
+        let hung_up = unsafe { libc::poll(ends.as_mut_ptr(), 2, 0) } > 0;
         if hung_up {
             self.peer = open_peer(&self.master)?;
         }

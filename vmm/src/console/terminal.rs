@@ -241,6 +241,10 @@ mod tests {
                 unsafe { libc::_exit(if restored { 0 } else { 1 }) }
             }
             "abort" => std::process::abort(),
+            "fault" => {
+                // SAFETY: nothing is mapped there, which is the point.
+                unsafe { ptr::read_volatile(ptr::without_provenance::<u8>(8)) };
+            }
             _ => loop {
                 std::thread::park();
             },
@@ -289,6 +293,7 @@ mod tests {
         match end {
             "signal" => assert_eq!(status.signal(), signal),
             "abort" => assert_eq!(status.signal(), Some(libc::SIGABRT)),
+            "fault" => assert_eq!(status.signal(), Some(libc::SIGSEGV)),
             _ => assert_eq!(status.code(), Some(0)),
         }
     }
@@ -314,8 +319,13 @@ mod tests {
     }
 
     #[test]
+    fn restored_after_a_fault() {
+        ends_restored("fault", None);
+    }
+
+    #[test]
     fn restored_by_deadly_signals_which_still_kill() {
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGSEGV] {
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
             ends_restored("signal", Some(signal));
         }
     }
