@@ -7,3 +7,4 @@ pub mod domain;
 pub mod exit;
 pub mod hypercall;
 pub mod machine;
+pub mod console;
