@@ -3,9 +3,14 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use blkback::ImageError as DiskImageError;
+
+use crate::api::ApiError;
+use crate::boot::{BootError, ImageError as KernelImageError};
 use crate::config::{ConfigError, Problem};
-use crate::domain::DomainError;
-use crate::domain::preflight::{DiskProblem, FileProblem, NetProblem, PreflightError};
+use crate::domain::preflight::{FileProblem, NetProblem, PreflightError};
+use crate::domain::{DomainEntry, DomainError};
+use crate::machine::MachineError;
 
 /// Declares the statuses with the sentence that `xvmm --help` and the documentation show.
 macro_rules! statuses {
@@ -33,6 +38,9 @@ statuses! {
     Success = 0 "the guest switched itself off, or the command did its work";
     HostError = 1 "the host refused something that has no status of its own";
     Usage = 2 "wrong usage: an unknown flag, a missing one, or a value that breaks its grammar";
+    Internal = 3 "xvmm itself failed";
+    GuestCrashed = 4 "the guest crashed";
+    Forced = 5 "the guest was stopped by force: destroyed, or it did not shut down in time";
     KernelMissing = 10 "there is no such kernel, or it cannot be read";
     NotAKernel = 11 "the kernel file is not a kernel image";
     KernelTruncated = 12 "the bzImage is cut short";
@@ -63,9 +71,6 @@ statuses! {
     InvalidName = 51 "the name breaks the rules";
     NoSuchDomain = 52 "no running domain has this name or id";
     RunDirUnusable = 53 "the folder of running domains cannot be used";
-    GuestCrashed = 60 "the guest crashed";
-    Forced = 61 "the guest was stopped by force";
-    Internal = 70 "xvmm itself failed";
 }
 
 impl ExitStatus {
@@ -125,7 +130,7 @@ impl From<ConfigError> for Failure {
             Problem::Vdev(_) => ExitStatus::InvalidVdev,
             Problem::SameVdev(_) => ExitStatus::SameVdev,
             Problem::SameImage => ExitStatus::DiskInUse,
-            Problem::Mac(..) | Problem::SameMac(_) => ExitStatus::InvalidMac,
+            Problem::Mac(_) | Problem::SameMac(_) => ExitStatus::InvalidMac,
             Problem::MemoryTooSmall => ExitStatus::MemoryTooSmall,
             Problem::Name(_) => ExitStatus::InvalidName,
             Problem::Vcpus => ExitStatus::TooManyVcpus,
@@ -157,19 +162,86 @@ impl From<PreflightError> for Failure {
             PreflightError::Kernel { .. } => ExitStatus::KernelMissing,
             PreflightError::Initrd { .. } => ExitStatus::InitrdMissing,
             PreflightError::InitrdTooLarge { .. } => ExitStatus::InitrdTooLarge,
-            PreflightError::Disk { problem, .. } => match problem {
-                DiskProblem::Missing | DiskProblem::MissingImage(_) => ExitStatus::DiskMissing,
-                DiskProblem::Directory | DiskProblem::NotAFile => ExitStatus::DiskNotAFile,
-                DiskProblem::Empty => ExitStatus::DiskEmpty,
-                DiskProblem::Unaligned(_) => ExitStatus::DiskUnaligned,
-                DiskProblem::NotWritable(_) | DiskProblem::NotReadable(_) => ExitStatus::DiskNotPermitted,
-            },
+            PreflightError::Disk(error) => disk_status(error),
+            PreflightError::NoSuchImage { .. } => ExitStatus::DiskMissing,
+            PreflightError::DiskInUse(_) => ExitStatus::DiskInUse,
             PreflightError::SameImage { .. } => ExitStatus::DiskInUse,
             PreflightError::Net { problem: NetProblem::Missing, .. } => ExitStatus::BridgeMissing,
             PreflightError::Net { problem: NetProblem::NotABridge, .. } => ExitStatus::NotABridge,
             PreflightError::Net { problem: NetProblem::Host(_), .. } | PreflightError::Host { .. } => {
                 ExitStatus::HostError
             }
+        };
+        Failure::new(status, error)
+    }
+}
+
+impl Failure {
+    /// A disk image that cannot be used; `holder` is the domain that has it, if it is known.
+    pub fn from_image(error: &DiskImageError, holder: Option<&DomainEntry>) -> Failure {
+        match (error, holder) {
+            (DiskImageError::Locked(path), Some(holder)) => DomainError::disk_in_use(path, holder).into(),
+            _ => Failure::new(disk_status(error), format!("--disk: {error}")),
+        }
+    }
+}
+
+fn disk_status(error: &DiskImageError) -> ExitStatus {
+    match error {
+        DiskImageError::Missing(_) => ExitStatus::DiskMissing,
+        DiskImageError::Directory(_) | DiskImageError::NotADisk(_) => ExitStatus::DiskNotAFile,
+        DiskImageError::Empty(_) => ExitStatus::DiskEmpty,
+        DiskImageError::SizeNotAligned { .. } => ExitStatus::DiskUnaligned,
+        DiskImageError::NotWritable { .. } | DiskImageError::NotPermitted(_) => ExitStatus::DiskNotPermitted,
+        DiskImageError::Locked(_) | DiskImageError::InUseByHost(_) => ExitStatus::DiskInUse,
+        DiskImageError::NoLocks { .. } | DiskImageError::Io { .. } => ExitStatus::HostError,
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Failure {
+        Failure::new(ExitStatus::HostError, error)
+    }
+}
+
+impl From<BootError> for Failure {
+    fn from(error: BootError) -> Failure {
+        let status = match &error {
+            BootError::KernelUnreadable { .. } => ExitStatus::KernelMissing,
+            BootError::Image { error, .. } => match error {
+                KernelImageError::Truncated { .. } => ExitStatus::KernelTruncated,
+                KernelImageError::CorruptPayload { .. }
+                | KernelImageError::DamagedHeader(_)
+                | KernelImageError::UnknownCompression(_) => ExitStatus::KernelCorrupt,
+                KernelImageError::NoPvhEntry => ExitStatus::NoPvhEntry,
+                KernelImageError::HostMemory(_) => ExitStatus::HostError,
+                KernelImageError::NotAKernel
+                | KernelImageError::TooOld(_)
+                | KernelImageError::TooLarge { .. }
+                | KernelImageError::OtherMachine(_)
+                | KernelImageError::BadElf(_) => ExitStatus::NotAKernel,
+            },
+            BootError::NoPlaceForKernel { .. } => ExitStatus::NotAKernel,
+            BootError::MemoryTooSmall { .. } | BootError::NoPlaceForStartInfo => ExitStatus::MemoryTooSmall,
+            BootError::InitrdUnreadable { .. } => ExitStatus::InitrdMissing,
+            BootError::InitrdTooLarge { .. } => ExitStatus::InitrdTooLarge,
+            BootError::CommandLine(_) => ExitStatus::Usage,
+            BootError::MemmapTooLong(_) | BootError::GuestMemory { .. } => ExitStatus::Internal,
+        };
+        Failure::new(status, error)
+    }
+}
+
+impl From<MachineError> for Failure {
+    fn from(error: MachineError) -> Failure {
+        let status = match &error {
+            MachineError::KvmMissing => ExitStatus::KvmMissing,
+            MachineError::KvmNotPermitted => ExitStatus::KvmNotPermitted,
+            MachineError::KvmUnable(_) => ExitStatus::KvmUnusable,
+            MachineError::NoXen(_) => ExitStatus::KvmNoXen,
+            MachineError::TooManyVcpus { .. } => ExitStatus::TooManyVcpus,
+            MachineError::Memory(_) | MachineError::Kvm { .. } => ExitStatus::HostError,
+            MachineError::Cpuid(_) => ExitStatus::Internal,
         };
         Failure::new(status, error)
     }

@@ -1,2 +1,7 @@
 //! The `xvmm` program.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    xvmm::cli::main(std::env::args_os(), xvmm::domain::run)
+}

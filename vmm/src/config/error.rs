@@ -1,11 +1,12 @@
 //! What can be wrong in the description of a guest, before the host is looked at.
 
-use super::mac::MacError;
+use netback::MacError;
+
 use super::spec::SpecError;
 use super::vdev::VdevError;
 
 /// A setting that cannot be used: which one, and why. One sentence.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{flag} {value}: {problem}")]
 pub struct ConfigError {
     /// The flag, as on the command line: `--disk`.
@@ -23,7 +24,7 @@ impl ConfigError {
 }
 
 /// Why a setting cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// The text breaks the grammar; the sentence says how.
     #[error("{0}")]
@@ -46,8 +47,8 @@ pub enum Problem {
     #[error("the image is given twice; a writable image can be one disk only")]
     SameImage,
     /// The address of an interface is none.
-    #[error("mac `{0}` {1}")]
-    Mac(String, MacError),
+    #[error("{0}")]
+    Mac(MacError),
     /// Two interfaces have the same address.
     #[error("two interfaces have the address {0}; give one of them another mac")]
     SameMac(String),

@@ -6,7 +6,6 @@
 
 pub mod disk;
 pub mod error;
-pub mod mac;
 pub mod net;
 mod spec;
 pub mod values;
@@ -19,10 +18,10 @@ use serde::{Deserialize, Serialize};
 
 pub use disk::{DiskConfig, DiskSpec};
 pub use error::{ConfigError, Problem};
-pub use mac::MacAddr;
 pub use net::NetConfig;
+pub use netback::MacAddr;
 pub use values::{
-    ConsoleTarget, DEFAULT_MEMORY, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY, OnReboot, check_name, parse_memory,
+    ConsoleTarget, DEFAULT_MEMORY, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY, OnReboot, check_name, parse_memory, parse_vcpus,
 };
 pub use vdev::Vdev;
 
@@ -32,6 +31,9 @@ pub const DEFAULT_RUN_DIR: &str = "/run/xvmm";
 pub const DEFAULT_IMAGES_DIR: &str = "/var/lib/xen/images";
 /// How long a guest may take to shut down before it is stopped.
 pub const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Interfaces of the guest with the most of them; each one costs event channels, threads and descriptors.
+pub const MAX_NETS: usize = 64;
 
 /// A guest: what it is made of and what becomes of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +107,10 @@ impl DomainConfig {
                 return Err(ConfigError::new("--disk", disk.path.display(), Problem::SameImage));
             }
         }
+        if self.nets.len() > MAX_NETS {
+            let problem = Problem::Syntax(format!("a guest has at most {MAX_NETS} interfaces; give fewer"));
+            return Err(ConfigError::new("--net", format!("({} times)", self.nets.len()), problem));
+        }
         for (index, net) in self.nets.iter().enumerate() {
             let same = |other: &NetConfig| other.mac.is_some() && other.mac == net.mac;
             if let (Some(mac), true) = (net.mac, self.nets.iter().take(index).any(same)) {
@@ -114,27 +120,16 @@ impl DomainConfig {
         Ok(())
     }
 
-    /// Gives every interface without an address one: always the same one for a domain with a name, else
-    /// from `random`. `host` tells hosts apart, so that equal names on two of them do not meet on one wire.
-    pub fn assign_macs(&mut self, host: &str, mut random: impl FnMut() -> [u8; 3]) {
+    /// Gives every interface without an address one: always the same one for a domain with a name, a random
+    /// one for others. A guest that reboots keeps it.
+    pub fn assign_macs(&mut self) {
         for index in 0..self.nets.len() {
-            if self.nets.get(index).is_none_or(|net| net.mac.is_some()) {
-                continue;
-            }
-            let mut salt = index;
-            let mac = loop {
-                let mac = match &self.name {
-                    Some(name) => MacAddr::derived(host, name, salt),
-                    None => MacAddr::xen(random()),
-                };
-                if self.nets.iter().all(|net| net.mac != Some(mac)) {
-                    break mac;
-                }
-                salt += self.nets.len();
-            };
-            if let Some(net) = self.nets.get_mut(index) {
-                net.mac = Some(mac);
-            }
+            let taken: Vec<MacAddr> = self.nets.iter().filter_map(|net| net.mac).collect();
+            let Some(net) = self.nets.get_mut(index).filter(|net| net.mac.is_none()) else { continue };
+            // 24 bits are few: what another interface has already is passed over.
+            let candidates = (0..).map_while(|round| u32::try_from(index + round * MAX_NETS).ok());
+            let mut candidates = candidates.map(|salt| MacAddr::for_domain(self.name.as_deref(), salt));
+            net.mac = candidates.find(|mac| !taken.contains(mac));
         }
     }
 }
@@ -234,20 +229,25 @@ mod tests {
     #[test]
     fn a_named_domain_keeps_its_addresses() {
         let (mut first, mut second) = (sample(), sample());
-        first.assign_macs("host", || unreachable!("a name is enough"));
-        second.assign_macs("host", || unreachable!("a name is enough"));
+        first.assign_macs();
+        second.assign_macs();
         assert_eq!(first, second);
-        assert_eq!(first.nets[0].mac, Some(MacAddr::derived("host", "web", 0)));
+        assert_eq!(first.nets[0].mac, Some(MacAddr::for_domain(Some("web"), 0)));
         assert_eq!(first.nets[1].mac, Some("00:16:3e:00:00:01".parse().unwrap()));
     }
 
     #[test]
     fn no_two_interfaces_get_one_address() {
-        let mut config = DomainConfig { name: None, ..sample() };
-        config.nets = vec!["a".parse().unwrap(), "b".parse().unwrap()];
-        let mut draws = [[1, 2, 3], [1, 2, 3], [4, 5, 6]].into_iter();
-        config.assign_macs("host", || draws.next().unwrap());
-        assert_eq!(config.nets[0].mac, Some(MacAddr::xen([1, 2, 3])));
-        assert_eq!(config.nets[1].mac, Some(MacAddr::xen([4, 5, 6])));
+        let mut config = sample();
+        config.nets[1].mac = Some(MacAddr::for_domain(Some("web"), 0));
+        config.assign_macs();
+        assert_ne!(config.nets[0].mac, config.nets[1].mac);
+        assert!(config.nets[0].mac.is_some());
+    }
+
+    #[test]
+    fn an_address_in_json_that_is_none_is_refused() {
+        let json = r#"{"nets":[{"bridge":"xenbr0","mac":"01:00:00:00:00:00"}]}"#;
+        assert!(serde_json::from_str::<DomainConfig>(json).is_err());
     }
 }

@@ -2,10 +2,10 @@
 
 use std::str::FromStr;
 
+use netback::{MacAddr, is_interface_name};
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, Problem};
-use super::mac::MacAddr;
 use super::spec::{self, Item};
 
 const FLAG: &str = "--net";
@@ -23,7 +23,7 @@ pub struct NetConfig {
     /// The bridge on the host.
     pub bridge: String,
     /// The guest's address; `None` until [`super::DomainConfig::assign_macs`].
-    #[serde(default)]
+    #[serde(default, with = "mac_text")]
     pub mac: Option<MacAddr>,
     /// The name of the interface on the host in place of `vifD.N`.
     #[serde(default)]
@@ -48,7 +48,7 @@ impl FromStr for NetConfig {
             };
             let is_new = match key.as_str() {
                 "bridge" => bridge.replace(interface_name(&key, value).map_err(fail)?).is_none(),
-                "mac" => mac.replace(parse_mac(value).map_err(fail)?).is_none(),
+                "mac" => mac.replace(parse_mac(&value).map_err(fail)?).is_none(),
                 "vifname" => vifname.replace(interface_name(&key, value).map_err(fail)?).is_none(),
                 "mtu" => mtu.replace(parse_mtu(&value).map_err(fail)?).is_none(),
                 _ => return Err(fail(Problem::UnknownKey { key, known: KEYS })),
@@ -61,23 +61,21 @@ impl FromStr for NetConfig {
     }
 }
 
-/// The kernel's rules for the name of an interface (`dev_valid_name`), and printable ASCII alone.
 fn interface_name(key: &str, name: String) -> Result<String, Problem> {
-    let allowed = |b: u8| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%');
-    if name.is_empty() || name.len() > 15 || name == "." || name == ".." || !name.bytes().all(allowed) {
-        let rule = "not the name of an interface; use 1 to 15 letters, digits, `-`, `_` and dots";
-        return Err(Problem::Syntax(format!("{key} `{name}` is {rule}")));
+    if is_interface_name(&name) {
+        return Ok(name);
     }
-    Ok(name)
+    let rule = "not the name of an interface; use 1 to 15 letters, digits, `-`, `_` and dots";
+    Err(Problem::Syntax(format!("{key} `{name}` is {rule}")))
 }
 
-fn parse_mac(text: String) -> Result<MacAddr, Problem> {
+fn parse_mac(text: &str) -> Result<MacAddr, Problem> {
     match text.parse() {
-        Ok(MacAddr::HOST_SIDE) => Err(Problem::Syntax(format!(
+        Ok(MacAddr::TAP) => Err(Problem::Syntax(format!(
             "mac {text} is the address of the host's side of every interface; choose another one"
         ))),
         Ok(mac) => Ok(mac),
-        Err(error) => Err(Problem::Mac(text, error)),
+        Err(error) => Err(Problem::Mac(error)),
     }
 }
 
@@ -90,6 +88,23 @@ fn parse_mtu(text: &str) -> Result<u16, Problem> {
             MTU.end()
         ))
     })
+}
+
+/// An address as its usual text.
+mod mac_text {
+    use netback::MacAddr;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(mac: &Option<MacAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+        mac.map(|mac| mac.to_string()).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<MacAddr>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(de::Error::custom)).transpose()
+    }
 }
 
 #[cfg(test)]
@@ -131,10 +146,10 @@ mod tests {
             ("xenbr0,script=x", "there is no key `script`; the keys are bridge=, mac=, vifname= and mtu="),
             ("xenbr0,br1", "there is no key `br1`; the keys are bridge=, mac=, vifname= and mtu="),
             ("a,bridge=b", "`bridge` is given twice; once is enough"),
-            ("mac=1", "mac `1` is not an Ethernet address; write six bytes in hex, as in 00:16:3e:12:34:56"),
+            ("mac=1", "MAC address \"1\" is not six pairs of hexadecimal digits like 00:16:3e:12:34:56"),
             (
                 "mac=01:00:5e:00:00:01",
-                "mac `01:00:5e:00:00:01` is a multicast address, which no interface can have; the first byte must be even",
+                "MAC address 01:00:5e:00:00:01 is a multicast address; take one whose first byte is even, like 00:16:3e:12:34:56",
             ),
             (
                 "mac=fe:ff:ff:ff:ff:ff",

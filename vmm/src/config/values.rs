@@ -48,6 +48,17 @@ pub fn parse_memory(text: &str) -> Result<u64, ConfigError> {
     }
 }
 
+/// Parses a number of vCPUs.
+pub fn parse_vcpus(text: &str) -> Result<u32, ConfigError> {
+    let number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !number {
+        let why = "not a number of vCPUs; write a whole number from 1";
+        return Err(ConfigError::new("--vcpus", text, Problem::Syntax(why.into())));
+    }
+    let vcpus = text.parse().ok().filter(|vcpus| (1..=MAX_VCPUS).contains(vcpus));
+    vcpus.ok_or_else(|| ConfigError::new("--vcpus", text, Problem::Vcpus))
+}
+
 /// Checks the name of a domain: 1 to 64 printable ASCII characters, no slash, space or quote, not a number
 /// (that is an id) and not `domain-N` (that is what a domain without a name is called).
 pub fn check_name(name: &str) -> Result<(), ConfigError> {
@@ -179,6 +190,18 @@ mod tests {
             ("18446744073709551615T", "too much memory; at most 4T can be given"),
         ] {
             assert_eq!(parse_memory(text).unwrap_err().to_string(), format!("--memory {text}: {why}"));
+        }
+    }
+
+    #[test]
+    fn numbers_of_vcpus() {
+        assert_eq!(parse_vcpus("1"), Ok(1));
+        assert_eq!(parse_vcpus("512"), Ok(512));
+        for text in ["0", "513", "99999999999999999999"] {
+            assert_eq!(parse_vcpus(text).unwrap_err().problem, Problem::Vcpus, "{text}");
+        }
+        for text in ["", "-1", "+1", "two", "1.5", " 1"] {
+            assert!(matches!(parse_vcpus(text).unwrap_err().problem, Problem::Syntax(_)), "{text}");
         }
     }
 

@@ -1,9 +1,11 @@
 //! Why a domain cannot be made or found.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use devices::xen::types::DomId;
+
+use super::DomainEntry;
 
 /// Why a domain cannot be made or found. One sentence.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +72,11 @@ pub enum DomainError {
 }
 
 impl DomainError {
+    /// The image at `path` belongs to `holder`.
+    pub(crate) fn disk_in_use(path: &Path, holder: &DomainEntry) -> DomainError {
+        DomainError::DiskInUse { path: path.to_owned(), domid: holder.domid, name: holder.name.clone() }
+    }
+
     pub(super) fn state(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> DomainError {
         move |source| DomainError::State { path: path.into(), source }
     }

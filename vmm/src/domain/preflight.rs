@@ -4,13 +4,14 @@
 //! no id is taken and no interface made. The parts that open a file later check again what they got.
 
 use std::ffi::CString;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::ImageId;
+use blkback::{DiskImage, ImageError};
+
+use super::{DomainError, ImageId, Registry};
 use crate::config::{ConsoleTarget, DiskConfig, DomainConfig};
 
 /// What stands in the way on the host. One sentence.
@@ -42,14 +43,20 @@ pub enum PreflightError {
         /// The guest's bytes of memory.
         memory: u64,
     },
-    /// A disk image cannot be used.
-    #[error("--disk {}: {problem}", path.display())]
-    Disk {
-        /// The image.
-        path: PathBuf,
-        /// The reason.
-        problem: DiskProblem,
+    /// A disk image cannot be opened.
+    #[error("--disk: {0}")]
+    Disk(ImageError),
+    /// A bare name is neither in the images folder nor here.
+    #[error("--disk {}: no such image in {} or in the current directory; make it with `truncate -s 10G FILE`, or give its path", name.display(), images.display())]
+    NoSuchImage {
+        /// The name.
+        name: PathBuf,
+        /// The images folder.
+        images: PathBuf,
     },
+    /// Another domain has the image.
+    #[error(transparent)]
+    DiskInUse(DomainError),
     /// Two disks lead to one image, and one of them is writable.
     #[error("--disk {}: {} is the same image; a writable image can be one disk only", path.display(), other.display())]
     SameImage {
@@ -93,35 +100,6 @@ pub enum FileProblem {
     NotReadable(io::Error),
 }
 
-/// Why an image cannot be a disk.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskProblem {
-    /// A path leads nowhere.
-    #[error("no such file; make it with `truncate -s 10G FILE`, or check the path")]
-    Missing,
-    /// A bare name is neither in the images folder nor here.
-    #[error("no such image in {} or in the current directory; make it with `truncate -s 10G FILE`, or give its path", .0.display())]
-    MissingImage(PathBuf),
-    /// A directory.
-    #[error("a directory cannot be a disk; name an image file or a block device")]
-    Directory,
-    /// A socket, a pipe or a character device.
-    #[error("neither a file nor a block device; name an image file or a block device")]
-    NotAFile,
-    /// No bytes.
-    #[error("the image is empty; give it a size with `truncate -s 10G FILE`")]
-    Empty,
-    /// Not whole sectors; its bytes.
-    #[error("the image has {0} bytes, which is not a multiple of 512; grow it with `truncate -s %512 FILE`")]
-    Unaligned(u64),
-    /// It cannot be opened for writing.
-    #[error("cannot be written: {0}; change its permissions, or add ,ro")]
-    NotWritable(io::Error),
-    /// It cannot be opened at all.
-    #[error("cannot be read: {0}; change its permissions")]
-    NotReadable(io::Error),
-}
-
 /// Why an interface cannot be plugged in.
 #[derive(Debug, thiserror::Error)]
 pub enum NetProblem {
@@ -151,16 +129,22 @@ pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
             return Err(PreflightError::InitrdTooLarge { path: initrd.clone(), size, memory: config.memory });
         }
     }
+    for path in [Some(&mut config.kernel), config.initrd.as_mut(), Some(&mut config.run_dir)] {
+        if let Some(path) = path {
+            *path = here.join(&path);
+        }
+    }
+    if let ConsoleTarget::File(path) = &mut config.console {
+        *path = here.join(&path);
+    }
     let mut images: Vec<(ImageId, &DiskConfig)> = Vec::new();
     for disk in &mut config.disks {
-        let name = disk.path.clone();
-        let fail = |problem| PreflightError::Disk { path: name.clone(), problem };
-        disk.path = here.join(find_image(&disk.path, &here, &config.images_dir).map_err(fail)?);
-        let id = check_image(&disk.path, disk.readonly).map_err(fail)?;
+        disk.path = here.join(find_image(&disk.path, &here, &config.images_dir)?);
+        let id = check_image(disk, &config.run_dir)?;
         let same =
             images.iter().find(|(other, earlier)| *other == id && !(earlier.readonly && disk.readonly));
         if let Some((_, earlier)) = same {
-            return Err(PreflightError::SameImage { path: name, other: earlier.path.clone() });
+            return Err(PreflightError::SameImage { path: disk.path.clone(), other: earlier.path.clone() });
         }
         images.push((id, disk));
     }
@@ -169,33 +153,12 @@ pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
         check_bridge(&net.bridge).map_err(fail)?;
     }
 
-    let paths = [Some(&mut config.kernel), config.initrd.as_mut(), Some(&mut config.run_dir)];
-    for path in paths.into_iter().flatten() {
-        *path = here.join(&path);
-    }
-    if let ConsoleTarget::File(path) = &mut config.console {
-        *path = here.join(&path);
-    }
-    if config.nets.iter().any(|net| net.mac.is_none()) {
-        let mut random = File::open("/dev/urandom")
-            .map_err(|source| PreflightError::Host { what: "/dev/urandom cannot be read", source })?;
-        let host = fs::read_to_string("/etc/machine-id").unwrap_or_default();
-        config.assign_macs(host.trim(), || {
-            let mut tail = [0; 3];
-            // Reading three bytes of an open urandom does not fail; if it did, the search for a free
-            // address would still end, as the clock moves on.
-            if random.read_exact(&mut tail).is_err() {
-                let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().subsec_nanos().to_le_bytes();
-                tail = [now[0], now[1], now[2]];
-            }
-            tail
-        });
-    }
+    config.assign_macs();
     Ok(())
 }
 
 /// A name without a slash is an image in `images`, or else a file in the current directory.
-fn find_image(path: &Path, here: &Path, images: &Path) -> Result<PathBuf, DiskProblem> {
+fn find_image(path: &Path, here: &Path, images: &Path) -> Result<PathBuf, PreflightError> {
     let is_bare =
         path.components().count() == 1 && path.file_name().is_some_and(|name| name == path.as_os_str());
     if !is_bare {
@@ -205,30 +168,23 @@ fn find_image(path: &Path, here: &Path, images: &Path) -> Result<PathBuf, DiskPr
         .into_iter()
         .map(|folder| folder.join(path))
         .find(|path| fs::symlink_metadata(path).is_ok())
-        .ok_or_else(|| DiskProblem::MissingImage(images.to_owned()))
+        .ok_or_else(|| PreflightError::NoSuchImage { name: path.to_owned(), images: images.to_owned() })
 }
 
-/// Checks that a disk can be opened and has whole sectors.
-fn check_image(path: &Path, readonly: bool) -> Result<ImageId, DiskProblem> {
-    // The kind first: opening a pipe or a tape would do something.
-    let meta = fs::metadata(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => DiskProblem::Missing,
-        _ => DiskProblem::NotReadable(error),
-    })?;
-    if meta.is_dir() {
-        return Err(DiskProblem::Directory);
-    }
-    if !meta.is_file() && !meta.file_type().is_block_device() {
-        return Err(DiskProblem::NotAFile);
-    }
-    let open = OpenOptions::new().read(true).write(!readonly).custom_flags(libc::O_NONBLOCK).open(path);
-    let size = open.and_then(|mut file| file.seek(SeekFrom::End(0)));
-    match size {
-        Ok(0) => Err(DiskProblem::Empty),
-        Ok(size) if size % 512 != 0 => Err(DiskProblem::Unaligned(size)),
-        Ok(_) => ImageId::of(path).map_err(DiskProblem::NotReadable),
-        Err(error) if readonly => Err(DiskProblem::NotReadable(error)),
-        Err(error) => Err(DiskProblem::NotWritable(error)),
+/// Opens and locks the image as the disk will, and lets it go again.
+fn check_image(disk: &DiskConfig, run_dir: &Path) -> Result<ImageId, PreflightError> {
+    match DiskImage::open(&disk.path, disk.readonly) {
+        Ok(_) => ImageId::of(&disk.path)
+            .map_err(|reason| PreflightError::Disk(ImageError::Io { path: disk.path.clone(), reason })),
+        Err(error @ ImageError::Locked(_)) => {
+            let registry = Registry::open_existing(run_dir).ok().flatten();
+            let holder = registry.and_then(|r| r.find_holder(&disk.path, disk.readonly).ok().flatten());
+            Err(match holder {
+                Some(holder) => PreflightError::DiskInUse(DomainError::disk_in_use(&disk.path, &holder)),
+                None => PreflightError::Disk(error),
+            })
+        }
+        Err(error) => Err(PreflightError::Disk(error)),
     }
 }
 
@@ -278,7 +234,7 @@ struct DriverInfo {
     rest: [u8; 32 * 4 + 12 + 5 * 4],
 }
 
-static_assertions::const_assert_eq!(size_of::<DriverInfo>(), 196);
+const _: () = assert!(size_of::<DriverInfo>() == 196);
 
 fn interface_driver(name: &CString) -> io::Result<String> {
     const ETHTOOL_GDRVINFO: u32 = 3;
@@ -352,7 +308,7 @@ mod tests {
         fs::create_dir(&here).unwrap();
         fs::create_dir(&images).unwrap();
         let find = |name: &str| find_image(Path::new(name), &here, &images);
-        assert!(matches!(find("img"), Err(DiskProblem::MissingImage(_))));
+        assert!(matches!(find("img"), Err(PreflightError::NoSuchImage { .. })));
         fs::write(here.join("img"), "").unwrap();
         assert_eq!(find("img").unwrap(), here.join("img"));
         fs::write(images.join("img"), "").unwrap();
@@ -406,25 +362,23 @@ mod tests {
         fs::write(at("odd"), [0; 513]).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
         let table = [
-            ("none", "no such file; make it with `truncate -s 10G FILE`, or check the path"),
-            ("empty/none", "no such file; make it with `truncate -s 10G FILE`, or check the path"),
-            ("", "a directory cannot be a disk; name an image file or a block device"),
-            ("socket", "neither a file nor a block device; name an image file or a block device"),
-            ("empty", "the image is empty; give it a size with `truncate -s 10G FILE`"),
-            (
-                "odd",
-                "the image has 513 bytes, which is not a multiple of 512; grow it with `truncate -s %512 FILE`",
-            ),
+            ("none", "there is no such file; make it with"),
+            ("empty/none", "there is no such file; make it with"),
+            ("", " is a directory; "),
+            ("socket", " is neither a file nor a block device; "),
+            ("empty", " is empty; give it a size with"),
+            ("odd", " has 513 bytes, which is not a multiple of 512; "),
         ];
-        for (name, sentence) in table {
-            assert_eq!(problem_with(&at(name)), format!("--disk {}: {sentence}", at(name).display()));
+        for (name, words) in table {
+            let sentence = problem_with(&at(name));
+            let start = format!("--disk: disk image {}", at(name).display());
+            assert!(sentence.starts_with(&start) && sentence.contains(words), "{sentence}");
         }
     }
 
     #[test]
     fn a_device_that_is_no_disk_is_told() {
-        let expected =
-            "--disk /dev/null: neither a file nor a block device; name an image file or a block device";
+        let expected = "--disk: disk image /dev/null is neither a file nor a block device; name one of these";
         assert_eq!(problem_with(Path::new("/dev/null")), expected);
     }
 
@@ -437,6 +391,20 @@ mod tests {
         assert!(matches!(prepare(&mut config), Err(PreflightError::SameImage { .. })));
         config.disks.iter_mut().for_each(|disk| disk.readonly = true);
         prepare(&mut config).unwrap();
+    }
+
+    #[test]
+    fn an_image_in_use_is_told_with_its_domain() {
+        let (dir, mut config) = sample();
+        config.run_dir = dir.path().join("run");
+        prepare(&mut config).unwrap();
+        let _image = DiskImage::open(&config.disks[0].path, false).unwrap();
+        let error = prepare(&mut config.clone()).unwrap_err();
+        assert!(matches!(error, PreflightError::Disk(ImageError::Locked(_))), "{error}");
+        let holder = DomainConfig { name: Some("web".into()), ..config.clone() };
+        let _domain = Registry::open(&config.run_dir).unwrap().create(&holder).unwrap();
+        let error = prepare(&mut config).unwrap_err().to_string();
+        assert!(error.contains("in use by domain 1 (web)"), "{error}");
     }
 
     #[test]

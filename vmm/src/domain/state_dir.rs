@@ -84,11 +84,20 @@ impl DomainDir {
         self.path().join(XENSTORED_SOCKET)
     }
 
-    /// Takes the next id for a guest that reboots. The folder moves with all that is in it: listening
-    /// sockets go on under the new path, and the name and the disks are never free in between.
+    /// Takes the next id for a guest that reboots. The folder gets a new name in one step, so that the name
+    /// and the disks are never free in between. The sockets of the run before are removed: the next one
+    /// listens anew.
     pub fn renew(&mut self) -> Result<DomId, DomainError> {
         let locked = self.registry.lock()?;
         let domid = locked.take_id()?;
+        for socket in [self.api_socket(), self.console_socket(), self.xenstored_socket()] {
+            match fs::remove_file(&socket) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(DomainError::state(socket)(error));
+                }
+                _ => {}
+            }
+        }
         let to = self.registry.folder(domid);
         fs::rename(self.path(), &to).map_err(DomainError::state(to))?;
         self.domid = domid;

@@ -1,0 +1,157 @@
+//! A small client: one request, one answer, one connection.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::ShutdownKind;
+
+/// Bytes of the longest answer that is read.
+const ANSWER_MAX: u64 = 1 << 20;
+
+/// How long the server may be silent. Its answers need no work: a silent one hangs.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Speaks to the API of one domain.
+#[derive(Clone, Debug)]
+pub struct ApiClient {
+    socket: PathBuf,
+    timeout: Duration,
+}
+
+/// Why a request came to nothing. One sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// Nobody answers.
+    #[error("{}: the domain does not answer: {source}; `xvmm destroy` stops it all the same", path.display())]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The answer makes no sense.
+    #[error("{}: the answer is not one of the API; is it a socket of xvmm?", .0.display())]
+    Answer(PathBuf),
+    /// The domain answered that it cannot.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl ApiClient {
+    /// A client of the domain behind this socket.
+    pub fn new(socket: &Path) -> ApiClient {
+        ApiClient { socket: socket.to_owned(), timeout: TIMEOUT }
+    }
+
+    /// The same client with less patience.
+    pub fn with_timeout(self, timeout: Duration) -> ApiClient {
+        ApiClient { timeout, ..self }
+    }
+
+    /// A description of the domain.
+    pub fn info(&self) -> Result<Value, ApiError> {
+        self.request("GET", "vm.info", None)
+    }
+
+    /// Asks the guest to end its run; it is stopped when that takes longer than `timeout`.
+    pub fn shutdown(&self, kind: ShutdownKind, timeout: Option<Duration>) -> Result<(), ApiError> {
+        let verb = match kind {
+            ShutdownKind::Poweroff => "vm.shutdown",
+            ShutdownKind::Reboot => "vm.reboot",
+        };
+        let body = timeout.map(|timeout| json!({ "timeout": timeout.as_secs_f64() }));
+        self.request("PUT", verb, body).map(drop)
+    }
+
+    /// Stops the guest at once.
+    pub fn destroy(&self) -> Result<(), ApiError> {
+        self.request("PUT", "vm.destroy", None).map(drop)
+    }
+
+    fn request(&self, method: &str, verb: &str, body: Option<Value>) -> Result<Value, ApiError> {
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let request = format!(
+            "{method} /api/v1/{verb} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = self
+            .exchange(request.as_bytes())
+            .map_err(|source| ApiError::Silent { path: self.socket.clone(), source })?;
+        let (status, body) = parse(&answer).ok_or_else(|| ApiError::Answer(self.socket.clone()))?;
+        if (200..300).contains(&status) {
+            return Ok(body);
+        }
+        let sentence = body.get("error").and_then(Value::as_str);
+        Err(ApiError::Refused(sentence.map_or_else(|| format!("the API answers {status}"), str::to_owned)))
+    }
+
+    fn exchange(&self, request: &[u8]) -> io::Result<Vec<u8>> {
+        let mut stream = UnixStream::connect(&self.socket)?;
+        stream.set_read_timeout(Some(self.timeout))?;
+        stream.set_write_timeout(Some(self.timeout))?;
+        stream.write_all(request)?;
+        let mut answer = Vec::new();
+        stream.take(ANSWER_MAX).read_to_end(&mut answer).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+            _ => error,
+        })?;
+        Ok(answer)
+    }
+}
+
+/// Status and body of an answer that ends with its connection.
+fn parse(answer: &[u8]) -> Option<(u16, Value)> {
+    let mut headers = [httparse::EMPTY_HEADER; 16];
+    let mut head = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(head_len) = head.parse(answer).ok()? else { return None };
+    let body = answer.get(head_len..)?.trim_ascii();
+    let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(body).ok()? };
+    Some((head.code?, body))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// A server that sends `answer` to whoever comes.
+    fn answered(answer: &'static [u8]) -> Result<Value, ApiError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read(&mut [0; 1024]).unwrap();
+            stream.write_all(answer).unwrap();
+        });
+        let result = ApiClient::new(&path).info();
+        server.join().unwrap();
+        result
+    }
+
+    #[test]
+    fn answers_of_other_servers_are_told() {
+        for answer in [b"".as_slice(), b"hello", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\nnot json"] {
+            assert!(matches!(answered(answer), Err(ApiError::Answer(_))), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_without_a_sentence_is_told_by_its_number() {
+        let error = answered(b"HTTP/1.1 500 Oops\r\n\r\n").unwrap_err();
+        assert_eq!(error.to_string(), "the API answers 500");
+    }
+
+    #[test]
+    fn a_socket_without_a_server_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = ApiClient::new(&dir.path().join("api.sock")).info().unwrap_err();
+        assert!(matches!(error, ApiError::Silent { .. }), "{error}");
+    }
+}

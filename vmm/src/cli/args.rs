@@ -1,0 +1,191 @@
+//! The grammar of the command line.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::exit::ExitStatus;
+
+const EXAMPLES: &str = "\
+Examples:
+  xvmm --kernel vmlinuz-xen --disk img --net xenbr0
+  xvmm --kernel /boot/vmlinuz --initrd /boot/initrd.img --cmdline 'root=/dev/xvda1 console=hvc0' \\
+       --name web --memory 1G --vcpus 2 --disk web.img --disk data.img,ro --net xenbr0,mac=00:16:3e:00:00:01
+  xvmm list
+  xvmm console web            (Ctrl-] leaves it)
+  xvmm shutdown --wait web
+
+--disk FILE[,vdev=xvda][,ro]: disks without a vdev get the first free ones of xvda, xvdb, ... A name without a
+slash is looked for in the images folder, then in the current directory. A path with a comma in it goes into
+double quotes: --disk '\"a,b.img\",ro'.
+--net BRIDGE[,mac=00:16:3e:xx:xx:xx][,vifname=NAME][,mtu=BYTES]: without a mac, a domain with a name always gets
+the same one. --net mac=... is plugged into xenbr0.
+SIGTERM and SIGINT ask the guest to shut down; the second one stops it.
+
+The variables XVMM_RUN_DIR and XVMM_IMAGES_DIR stand for --run-dir and --images-dir.";
+
+/// Runs one Xen guest as one process on plain Linux/KVM.
+#[derive(Debug, Parser)]
+#[command(name = "xvmm", version, flatten_help = true, max_term_width = 110)]
+#[command(override_usage = "xvmm [run] --kernel FILE [OPTIONS]\n       xvmm COMMAND [OPTIONS]")]
+#[command(after_help = format!("{EXAMPLES}\n\nExit status:\n{}", ExitStatus::table()))]
+pub(super) struct Cli {
+    /// Say more on stderr: once what happens, twice and more for developers
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(super) verbose: u8,
+
+    /// The folder of running domains [default: /run/xvmm]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(super) run_dir: Option<PathBuf>,
+
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run a guest until it switches itself off (the default command)
+    Run(Box<RunArgs>),
+    /// List the running domains
+    List,
+    /// Attach to the console of a domain; Ctrl-] leaves it
+    Console(DomainArg),
+    /// Describe a domain, as JSON
+    Info(DomainArg),
+    /// Ask a guest to switch itself off
+    Shutdown(ShutdownArgs),
+    /// Ask a guest to reboot
+    Reboot(RebootArgs),
+    /// Stop a guest at once
+    Destroy(DomainArg),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// The kernel: a bzImage or an ELF image with a PVH entry
+    #[arg(long, value_name = "FILE")]
+    pub(super) kernel: PathBuf,
+    /// The initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub(super) initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    pub(super) cmdline: String,
+    /// Memory of the guest, in MiB or with K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "512M", allow_hyphen_values = true)]
+    pub(super) memory: String,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value = "1", allow_hyphen_values = true)]
+    pub(super) vcpus: String,
+    /// Name of the domain, unique among those that run
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
+    pub(super) name: Option<String>,
+    /// A disk: FILE[,vdev=xvda][,ro]; may be given several times
+    #[arg(long, value_name = "SPEC")]
+    pub(super) disk: Vec<String>,
+    /// A network interface: BRIDGE[,mac=..][,vifname=..][,mtu=..]; may be given several times
+    #[arg(long, value_name = "SPEC")]
+    pub(super) net: Vec<String>,
+    /// Where the console goes: tty, pty, file=PATH or null
+    #[arg(long, value_name = "TARGET", default_value = "tty")]
+    pub(super) console: String,
+    /// What happens when the guest reboots: restart or destroy
+    #[arg(long, value_name = "ACTION", default_value = "restart")]
+    pub(super) on_reboot: String,
+    /// The folder of disk images [default: /var/lib/xen/images]
+    #[arg(long, value_name = "DIR")]
+    pub(super) images_dir: Option<PathBuf>,
+    /// How long the guest may take to shut down before it is stopped
+    #[arg(long, value_name = "SECONDS", default_value = "60", allow_hyphen_values = true)]
+    pub(super) shutdown_timeout: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DomainArg {
+    /// Name or id
+    pub(super) domain: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ShutdownArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// Return when the domain has ended
+    #[arg(long)]
+    pub(super) wait: bool,
+    /// How long the guest may take before it is stopped [default: as it was started]
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub(super) timeout: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RebootArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// How long the guest may take before it is stopped [default: as it was started]
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub(super) timeout: Option<String>,
+}
+
+/// Puts `run` where the command is missing: `xvmm --kernel x` is `xvmm run --kernel x`.
+pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    const COMMANDS: [&str; 12] = [
+        "run", "list", "console", "info", "shutdown", "reboot", "destroy", "help", "-h", "--help", "-V", "--version",
+    ];
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    let mut rest = args.iter().skip(1).map(OsString::as_os_str);
+    let has_command = loop {
+        let Some(arg) = rest.next().map(OsStr::to_string_lossy) else { break false };
+        if arg == "--run-dir" {
+            // Its value is the next one.
+            rest.next();
+        } else if !is_global(&arg) {
+            break COMMANDS.contains(&&*arg);
+        }
+    };
+    if !has_command {
+        args.insert(args.len().min(1), "run".into());
+    }
+    args
+}
+
+fn is_global(arg: &str) -> bool {
+    let short = arg.strip_prefix('-').is_some_and(|flags| !flags.is_empty() && flags.bytes().all(|b| b == b'v'));
+    short || arg == "--verbose" || arg.starts_with("--run-dir=")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn completed(line: &str) -> String {
+        let args = with_default_command(line.split(' ').map(OsString::from));
+        args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn run_is_the_default_command() {
+        for (line, expected) in [
+            ("xvmm", "xvmm run"),
+            ("xvmm --kernel x", "xvmm run --kernel x"),
+            ("xvmm --kernel list", "xvmm run --kernel list"),
+            ("xvmm run --kernel x", "xvmm run --kernel x"),
+            ("xvmm -vv --kernel x", "xvmm run -vv --kernel x"),
+            ("xvmm -v list", "xvmm -v list"),
+            ("xvmm --run-dir list --kernel x", "xvmm run --run-dir list --kernel x"),
+            ("xvmm --run-dir x list", "xvmm --run-dir x list"),
+            ("xvmm --run-dir=x list", "xvmm --run-dir=x list"),
+            ("xvmm --version", "xvmm --version"),
+            ("xvmm frobnicate", "xvmm run frobnicate"),
+        ] {
+            assert_eq!(completed(line), expected);
+        }
+    }
+
+    #[test]
+    fn the_grammar_contradicts_itself_nowhere() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,52 @@
+//! `xvmm run`: from flags to a description of a guest, and on to the runner.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Runner;
+use super::args::RunArgs;
+use crate::config::{
+    ConfigError, DEFAULT_IMAGES_DIR, DiskSpec, DomainConfig, NetConfig, Problem, check_name, parse_memory,
+    parse_vcpus,
+};
+use crate::exit::{ExitStatus, Failure};
+
+pub(super) fn run(args: RunArgs, run_dir: PathBuf, runner: Runner) -> Result<ExitStatus, Failure> {
+    runner(describe(args, run_dir)?)
+}
+
+/// The description that the flags give.
+fn describe(args: RunArgs, run_dir: PathBuf) -> Result<DomainConfig, ConfigError> {
+    let images_dir = args.images_dir.or_else(|| super::path_variable("XVMM_IMAGES_DIR"));
+    if let Some(name) = &args.name {
+        check_name(name)?;
+    }
+    let disks = args.disk.iter().map(|spec| DiskSpec::parse(spec)).collect::<Result<_, _>>()?;
+    let config = DomainConfig {
+        name: args.name,
+        kernel: args.kernel,
+        initrd: args.initrd,
+        cmdline: args.cmdline,
+        memory: parse_memory(&args.memory)?,
+        vcpus: parse_vcpus(&args.vcpus)?,
+        disks: DiskSpec::assign(disks)?,
+        nets: args.net.iter().map(|spec| spec.parse()).collect::<Result<Vec<NetConfig>, _>>()?,
+        console: args.console.parse()?,
+        run_dir,
+        images_dir: images_dir.unwrap_or_else(|| DEFAULT_IMAGES_DIR.into()),
+        shutdown_timeout: parse_seconds("--shutdown-timeout", &args.shutdown_timeout)?,
+        on_reboot: args.on_reboot.parse()?,
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+/// Parses a number of seconds, at most a year.
+pub(super) fn parse_seconds(flag: &'static str, text: &str) -> Result<Duration, ConfigError> {
+    let seconds = text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    seconds.filter(|seconds| *seconds <= 365 * 86400).map(Duration::from_secs).ok_or_else(|| ConfigError {
+        flag,
+        value: text.to_owned(),
+        problem: Problem::Syntax("not a whole number of seconds, at most a year; write 0 for at once".into()),
+    })
+}
