@@ -8,7 +8,8 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::{Result, fail};
+use crate::cpio::Archive;
+use crate::{Result, fail, images};
 
 /// Time to user space; generous, since 33 vCPUs below an emulated processor take long.
 const BOOT_LIMIT: Duration = Duration::from_secs(150);
@@ -27,7 +28,6 @@ pub struct Spec {
     vcpus: usize,
     command_line: String,
     arguments: Vec<String>,
-    environment: Vec<(String, String)>,
 }
 
 impl Spec {
@@ -44,7 +44,6 @@ impl Spec {
             vcpus,
             command_line: "console=hvc0 quiet panic=-1 mitigations=off xvmm.agent".to_owned(),
             arguments: Vec::new(),
-            environment: Vec::new(),
         }
     }
 
@@ -94,21 +93,45 @@ impl Spec {
         self
     }
 
-    /// The path of the initrd.
-    pub fn initrd_path(&self) -> Option<&Path> {
-        self.initrd.as_deref()
+    /// Puts tools (see [`tools`]) into the guest: path there and name here. Their Xen libraries are in
+    /// the guest's /lib/xen.
+    pub fn with_programs(self, programs: &[(&str, &str)]) -> Result<Spec> {
+        let mut archive = Archive::default();
+        for (path, name) in programs {
+            let program = tools().join("bin").join(name);
+            images::program(&mut archive, path, &program)?;
+        }
+        for entry in fs::read_dir(tools().join("lib"))? {
+            let library = entry?.path();
+            let name = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            archive.copy(&format!("/lib/xen/{name}"), &library)?;
+        }
+        self.with_archive(archive)
+    }
+
+    /// Puts this program into the guest.
+    pub fn with_test_program(self, path: &str) -> Result<Spec> {
+        let mut archive = Archive::default();
+        images::program(&mut archive, path, &std::env::current_exe()?)?;
+        self.with_archive(archive)
+    }
+
+    /// Adds an archive to the initrd.
+    fn with_archive(mut self, archive: Archive) -> Result<Spec> {
+        let Some(initrd) = &self.initrd else {
+            return fail!("a guest without an initrd cannot be given programs");
+        };
+        let mut bytes = fs::read(initrd)?;
+        bytes.extend(archive.finish());
+        let path = self.folder.join("initrd");
+        fs::write(&path, bytes)?;
+        self.initrd = Some(path);
+        Ok(self)
     }
 
     /// The path of the kernel.
     pub fn kernel_path(&self) -> &Path {
         &self.kernel
-    }
-
-    /// Adds words to the guest kernel's command line.
-    pub fn words(mut self, words: &str) -> Spec {
-        self.command_line.push(' ');
-        self.command_line.push_str(words);
-        self
     }
 
     /// The command that starts xvmm.
@@ -124,7 +147,6 @@ impl Spec {
             command.args(["--name", name]);
         }
         command.args(["--console", "tty"]).args(&self.arguments);
-        command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         command
     }
 
@@ -179,6 +201,11 @@ pub fn material(name: &str) -> PathBuf {
     PathBuf::from(std::env::var_os("XVMM_MATERIAL").unwrap_or_else(|| "/tests".into())).join(name)
 }
 
+/// The folder of the prepared tools.
+pub fn tools() -> PathBuf {
+    PathBuf::from(std::env::var_os("XVMM_TOOLS").unwrap_or_else(|| "/tests/tools".into()))
+}
+
 /// A running xvmm with its guest; ends with this value.
 pub struct Guest {
     child: Child,
@@ -199,6 +226,16 @@ impl Guest {
         self.wait_console("@@READY", BOOT_LIMIT)
             .map_err(|error| format!("the guest did not boot: {error}"))?;
         Ok(())
+    }
+
+    /// Waits until the guest has booted `times` times since xvmm was started.
+    pub fn wait_boot(&self, times: u32) -> Result<()> {
+        let found = self.screen.wait(Instant::now() + BOOT_LIMIT, |text| {
+            (text.matches("@@READY").count() >= times as usize).then_some(())
+        });
+        found.map_err(|reason| {
+            format!("the guest did not boot {times} times: {reason}; xvmm said: {}", self.errors()).into()
+        })
     }
 
     /// Runs a shell command in the guest and returns what it printed; it must succeed.
@@ -302,11 +339,6 @@ impl Guest {
             );
         }
         Ok(())
-    }
-
-    /// True while xvmm runs.
-    pub fn runs(&mut self) -> Result<bool> {
-        Ok(self.child.try_wait()?.is_none())
     }
 
     /// Sends a signal to xvmm.

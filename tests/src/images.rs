@@ -27,6 +27,9 @@ const TOOLS: [(&str, &str, &str); 6] = [
     ("grub-xen-host", "usr/lib/grub-xen/grub-i386-xen_pvh.bin", "grub-pvh"),
 ];
 
+/// The dynamic loader of x86-64.
+const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
+
 const GUEST_INIT: &str = include_str!("../assets/guest-init");
 const L1_INIT: &str = include_str!("../assets/l1-init");
 
@@ -102,8 +105,10 @@ pub fn program(archive: &mut Archive, path: &str, program: &Path) -> Result<()> 
     };
     let _ = fs::remove_file(&stripped);
     archive.file(path, 0o755, &data);
-    // A static program makes ldd fail: it needs nothing.
-    for line in run(Command::new("ldd").arg(program)).unwrap_or_default().lines() {
+    archive.copy(LOADER, Path::new(LOADER))?;
+    // The loader refuses a static program: it needs nothing. (ldd asks the loader too, but the nested host
+    // has no bash for it.)
+    for line in run(Command::new(LOADER).arg("--list").arg(program)).unwrap_or_default().lines() {
         if let Some(library) = line.split_whitespace().find(|word| word.starts_with('/')) {
             archive.copy(library, Path::new(library))?;
         }

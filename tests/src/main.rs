@@ -61,9 +61,10 @@ fn main() -> ExitCode {
         "run" => driver::Options::parse(rest).and_then(|options| driver::run(&options)),
         "probe" if rest.iter().any(|word| word == "--nested") => nested::probe(),
         "probe" => kvm::probe(),
-        // The two sides below are started by the ones above.
+        // These are started by the ones above: on the KVM host, and in a guest.
         "inside" => runner::inside(rest),
         "one" => runner::one(rest),
+        "reach" => cases::isolation::reach(rest),
         _ => Err(USAGE.into()),
     };
     match result {

@@ -15,7 +15,7 @@ use crate::packages::run;
 use crate::{Result, fail};
 
 /// How much of a log a failure shows.
-const SHOWN_LINES: usize = 60;
+const SHOWN_LINES: usize = 40;
 
 struct Job {
     case: Case,

@@ -9,7 +9,14 @@ use crate::guest::{self, Spec};
 use crate::packages::run;
 use crate::{Result, check, fail};
 
-mod boot;
+pub mod boot;
+mod cost;
+mod disk;
+pub mod isolation;
+mod life;
+pub mod net;
+mod refusals;
+mod xenstore;
 
 /// The host that a test needs.
 #[derive(Clone, Copy, PartialEq)]
@@ -81,7 +88,32 @@ impl Test {
 }
 
 /// Every test there is.
-const TESTS: &[Test] = &[Test::new("boot", SMALL, boot::boot)];
+const TESTS: &[Test] = &[
+    Test::new("boot", SMALL, boot::boot),
+    Test::new("disk", LARGE, disk::disk),
+    Test::new("disks", OLD, disk::disks),
+    Test::new("file-system", SMALL, disk::file_system),
+    Test::new("resize", SMALL, disk::resize),
+    Test::new("net", OLD_LARGE, net::net),
+    Test::new("three-guests", SMALL, net::three_guests),
+    Test::new("reboot", SMALL, life::reboot),
+    Test::new("panic", OLD, life::panic),
+    Test::new("signals", SMALL, life::signals),
+    Test::new("shutdown-timeout", SMALL, life::shutdown_timeout).single(),
+    Test::new("killed", SMALL, life::killed).single(),
+    Test::new("reload", LARGE, life::reload).limit(600),
+    Test::new("xenstore", SMALL, xenstore::xenstore),
+    Test::new("foreign-domains", SMALL, isolation::foreign_domains).single(),
+    Test::new("many-vcpus", SMALL, boot::many_vcpus).single().alone().limit(400),
+    Test::new("much-memory", SMALL, boot::much_memory).single(),
+    Test::new("eight-interfaces", SMALL, boot::eight_interfaces).single(),
+    Test::new("grub", SMALL, boot::grub).single(),
+    Test::new("refusals", SMALL, refusals::refusals).single(),
+    Test::new("without-xen", SMALL, refusals::without_xen).single().on(HostKind::WithoutXen),
+    Test::new("counters", LARGE, cost::counters).alone(),
+    Test::new("sleeping", LARGE, cost::sleeping).alone(),
+    Test::new("memory", SMALL, cost::memory).single().alone(),
+];
 
 /// A test with one configuration.
 #[derive(Clone, Copy)]
@@ -168,6 +200,11 @@ impl Bench {
         Ok(path)
     }
 
+    /// Runs a subcommand of xvmm, which must succeed, and returns what it prints.
+    pub fn xvmm(&self, words: &[&str]) -> Result<String> {
+        run(guest::xvmm(&self.folder).args(words))
+    }
+
     /// The folder in which running domains have theirs.
     pub fn run_folder(&self) -> PathBuf {
         self.folder.join("run")
@@ -217,13 +254,17 @@ pub fn checksum(path: &Path, length: u64) -> Result<String> {
 
 /// A program of the prepared tools, with its libraries.
 pub fn tool(name: &str) -> Command {
-    let tools = PathBuf::from(std::env::var_os("XVMM_TOOLS").unwrap_or_else(|| "/tests/tools".into()));
-    let mut command = Command::new(tools.join("bin").join(name));
-    command.env("LD_LIBRARY_PATH", tools.join("lib"));
+    let mut command = Command::new(tool_file("bin").join(name));
+    command.env("LD_LIBRARY_PATH", tool_file("lib"));
     command
 }
 
-/// A file of the prepared guests.
-pub fn guest_file(kernel: &str, name: &str) -> PathBuf {
-    guest::material("guest").join(kernel).join(name)
+/// A file of the prepared tools.
+pub fn tool_file(name: &str) -> PathBuf {
+    guest::tools().join(name)
+}
+
+/// A program that is an ELF file, but no kernel.
+pub fn a_static_program() -> PathBuf {
+    PathBuf::from("/bin/busybox")
 }
