@@ -1,6 +1,7 @@
 //! The developer's side: where to run, which tests, and what came out of them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -17,9 +18,20 @@ const START_LIMIT: Duration = Duration::from_secs(180);
 
 /// Where the tests run.
 #[derive(Clone, Copy, PartialEq)]
-enum Place {
+pub enum Place {
+    /// On this host's KVM.
     Direct,
+    /// In L1.
     Nested,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Place::Direct => "running on this host's KVM",
+            Place::Nested => "running nested under QEMU",
+        })
+    }
 }
 
 /// The command line of `run` and `list`.
@@ -111,13 +123,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Some(place) => place,
         None => choose_place(&xvmm)?,
     };
-    eprintln!(
-        "{}",
-        match place {
-            Place::Direct => "running on this host's KVM",
-            Place::Nested => "running nested under QEMU",
-        }
-    );
+    eprintln!("{place}");
     let mut results = Results::default();
     let mut waiting = options.select()?;
     while let Some(first) = waiting.first() {
@@ -134,7 +140,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// The xvmm to test: `$XVMM`, or the one built beside this program.
-fn program_under_test() -> Result<PathBuf> {
+pub fn program_under_test() -> Result<PathBuf> {
     let path = match std::env::var_os("XVMM") {
         Some(path) => PathBuf::from(path),
         None => std::env::current_exe()?.with_file_name("xvmm"),
@@ -149,7 +155,7 @@ fn program_under_test() -> Result<PathBuf> {
 }
 
 /// This host's KVM is used if it can run a guest, which only trying shows.
-fn choose_place(xvmm: &PathBuf) -> Result<Place> {
+pub fn choose_place(xvmm: &PathBuf) -> Result<Place> {
     if let Err(error) = kvm::Kvm::open() {
         eprintln!("not on this host's KVM: {error}");
         return Ok(Place::Nested);

@@ -9,6 +9,7 @@
 
 mod cases;
 mod cpio;
+mod demo;
 mod driver;
 mod guest;
 mod images;
@@ -46,6 +47,7 @@ usage: xvmm-tests COMMAND
   list [--full]           the names of the tests
   run [--full] [--part N/M] [--nested | --direct] [--jobs N] [TEST...]
                           run the tests (TEST: a name, or the start of one followed by *)
+  try                     a guest with a shell on this terminal
   probe [--nested]        what KVM offers here, or in the nested host
 variables: XVMM (the program under test), XVMM_CACHE (folder for downloads and images)";
 
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
         "run" => driver::Options::parse(rest).and_then(|options| driver::run(&options)),
         "probe" if rest.iter().any(|word| word == "--nested") => nested::probe(),
         "probe" => kvm::probe(),
+        "try" => demo::demo(rest),
         // These are started by the ones above: on the KVM host, and in a guest.
         "inside" => runner::inside(rest),
         "one" => runner::one(rest),

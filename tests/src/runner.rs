@@ -171,7 +171,7 @@ pub fn one(words: &[String]) -> Result<ExitCode> {
 }
 
 /// Moves this process into a network namespace of its own, with a sysfs that shows it.
-fn isolate() -> Result<()> {
+pub fn isolate() -> Result<()> {
     // SAFETY: unshare takes flags only, and this process has one thread.
     if unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) } != 0 {
         let error = std::io::Error::last_os_error();
