@@ -1,0 +1,141 @@
+//! L1, the nested host: a Debian kernel below QEMU's emulation of AMD SVM, with KVM inside.
+//!
+//! It exists only in memory: a kernel, a cached base initramfs and an overlay with the programs under
+//! test, made anew for each start.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use crate::cpio::Archive;
+use crate::packages::Cache;
+use crate::{Result, fail, images};
+
+/// How to start L1.
+pub struct Host {
+    /// Label of the kernel it runs (see [`images::GUEST_KERNELS`]).
+    pub kernel: String,
+    /// RAM in MiB.
+    pub memory: u32,
+    /// Programs to take along: path in L1 and path here.
+    pub programs: Vec<(String, PathBuf)>,
+    /// Files to take along.
+    pub files: Vec<(String, PathBuf)>,
+    /// The shell commands that it runs; it powers off after them.
+    pub script: String,
+    /// Connect its console to this terminal instead of a pipe.
+    pub interactive: bool,
+}
+
+impl Host {
+    /// A host with the usual kernel and the guest images, which runs `script`.
+    pub fn new(cache: &Cache, script: String) -> Result<Host> {
+        images::guests(cache)?;
+        let mut files = Vec::new();
+        for (label, _) in images::GUEST_KERNELS {
+            for name in ["vmlinuz", "initrd"] {
+                let file = format!("guest/{label}/{name}");
+                files.push((format!("/tests/{file}"), cache.path(&file)));
+            }
+        }
+        let programs = vec![("/tests/xvmm-tests".to_owned(), std::env::current_exe()?)];
+        Ok(Host { kernel: "6.12".to_owned(), memory: 3072, programs, files, script, interactive: false })
+    }
+
+    /// Takes the tools along (see [`images::tools`]).
+    pub fn take_tools(&mut self, cache: &Cache) -> Result<()> {
+        let tools = images::tools(cache)?;
+        for folder in ["", "bin", "lib"] {
+            for entry in std::fs::read_dir(tools.join(folder))? {
+                let path = entry?.path();
+                if path.is_file() {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    self.files.push((format!("/tests/tools/{folder}/{name}"), path));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the initramfs and starts QEMU, with L1's console on the child's stdout.
+    pub fn start(&self, cache: &Cache) -> Result<Running> {
+        let base = images::l1(cache, &self.kernel)?;
+        let mut overlay = Archive::default();
+        for (path, program) in &self.programs {
+            images::program(&mut overlay, path, program)?;
+        }
+        for (path, file) in &self.files {
+            overlay.copy(path, file)?;
+        }
+        overlay.file("/tests/start", 0o644, self.script.as_bytes());
+        let initramfs = cache.path(&format!("l1-{}-{}.initramfs", std::process::id(), self.kernel));
+        let mut file = File::create(&initramfs)?;
+        file.write_all(&std::fs::read(base.join("base"))?)?;
+        file.write_all(&overlay.finish())?;
+        drop(file);
+
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-accel", "tcg,thread=multi,tb-size=1024", "-M", "q35", "-cpu", "max", "-smp", "2"])
+            .args(["-m", &self.memory.to_string()])
+            .args(["-nographic", "-nodefaults", "-no-reboot", "-no-user-config"])
+            .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
+            .arg("-kernel")
+            .arg(base.join("vmlinuz"))
+            .arg("-initrd")
+            .arg(&initramfs)
+            .args(["-append", "console=ttyS0 panic=-1 mitigations=off quiet"]);
+        if !self.interactive {
+            command.stdin(Stdio::null()).stdout(Stdio::piped());
+        }
+        match command.spawn() {
+            Ok(child) => Ok(Running { child, initramfs }),
+            Err(error) => {
+                let _ = std::fs::remove_file(&initramfs);
+                fail!("cannot start qemu-system-x86_64: {error}; on Debian: apt-get install qemu-system-x86")
+            }
+        }
+    }
+}
+
+/// A started L1; it ends with this value.
+pub struct Running {
+    /// QEMU.
+    pub child: Child,
+    initramfs: PathBuf,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.initramfs);
+    }
+}
+
+/// Starts L1 only to see what KVM offers in it.
+pub fn probe() -> Result<ExitCode> {
+    let cache = Cache::open()?;
+    let host = Host::new(&cache, "/tests/xvmm-tests probe\n".to_owned())?;
+    let started = std::time::Instant::now();
+    let mut running = host.start(&cache)?;
+    let mut seen = false;
+    if let Some(output) = running.child.stdout.take() {
+        for line in BufReader::new(output).lines() {
+            let line = line?;
+            if let Some((_, text)) = line.split_once("@@ PROBE ") {
+                seen = true;
+                println!("{:5.1}s {}", started.elapsed().as_secs_f32(), text.trim_end());
+            } else {
+                eprintln!("{}", line.trim_end());
+            }
+        }
+    }
+    if !seen {
+        return fail!("the nested host ended without a word about KVM");
+    }
+    running.child.wait()?;
+    println!("{:5.1}s ended", started.elapsed().as_secs_f32());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,185 @@
+//! The KVM host's side: runs tests, each in a process and a network namespace of its own.
+//!
+//! The results go to stdout, one message per line: `@@ START id`, `@@ PASS id seconds` or
+//! `@@ FAIL id seconds`, `@@ LOG text` (what the test and its guests printed, after a failure),
+//! `@@ DONE id`, and at last `@@ END`.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::cases::{self, Bench, Case};
+use crate::packages::run;
+use crate::{Result, fail};
+
+/// How much of a log a failure shows.
+const SHOWN_LINES: usize = 40;
+
+struct Job {
+    case: Case,
+    child: Child,
+    folder: PathBuf,
+    started: Instant,
+}
+
+/// `inside JOBS ID...`: runs the tests, up to JOBS of them at a time.
+pub fn inside(words: &[String]) -> Result<ExitCode> {
+    let Some((jobs, ids)) = words.split_first() else {
+        return fail!("{}", crate::USAGE);
+    };
+    let limit: usize = jobs.parse()?;
+    let mut waiting: Vec<Case> = Vec::new();
+    for id in ids {
+        waiting.push(cases::find(id)?);
+    }
+    // Longest first, so that the last one does not run alone; those that want the host for
+    // themselves come at the end.
+    waiting.sort_by_key(|case| (case.test.alone, std::cmp::Reverse(case.test.limit)));
+    waiting.reverse();
+    // Whatever a test leaves behind becomes our child and is ended with its process group.
+    // SAFETY: prctl with this operation takes an integer only.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    let root = std::env::temp_dir().join(format!("xvmm-tests-{}", std::process::id()));
+    fs::create_dir_all(&root)?;
+    let mut running: Vec<Job> = Vec::new();
+    while !waiting.is_empty() || !running.is_empty() {
+        while let Some(case) = waiting.last() {
+            let alone = case.test.alone || running.iter().any(|job| job.case.test.alone);
+            if running.len() >= if alone { 1 } else { limit } {
+                break;
+            }
+            if let Some(case) = waiting.pop() {
+                println!("@@ START {}", case.id());
+                running.push(start(case, &root)?);
+            }
+        }
+        let mut index = 0;
+        while let Some(job) = running.get_mut(index) {
+            let late = job.started.elapsed() > job.case.test.limit;
+            match job.child.try_wait()? {
+                None if !late => index += 1,
+                status => {
+                    let reason = match status {
+                        Some(status) if status.success() => None,
+                        Some(status) => Some(format!("the test ended with {status}")),
+                        None => Some(format!("the test hung for {} s", job.case.test.limit.as_secs())),
+                    };
+                    let job = running.remove(index);
+                    finish(job, reason.as_deref());
+                }
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = fs::remove_dir_all(&root);
+    println!("@@ END");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start(case: Case, root: &Path) -> Result<Job> {
+    let folder = root.join(case.id());
+    fs::create_dir_all(&folder)?;
+    let log = File::create(folder.join("test.log"))?;
+    let child = Command::new(std::env::current_exe()?)
+        .args(["one", &case.id()])
+        .arg(&folder)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0)
+        .spawn()?;
+    Ok(Job { case, child, folder, started: Instant::now() })
+}
+
+fn finish(mut job: Job, reason: Option<&str>) {
+    let seconds = job.started.elapsed().as_secs_f32();
+    if let Ok(group) = i32::try_from(job.child.id()) {
+        // SAFETY: kill takes integers only; the group is that of our own child.
+        unsafe { libc::kill(-group, libc::SIGKILL) };
+        let _ = job.child.wait();
+        // SAFETY: waits for the group's processes that became our children; no status is stored.
+        while unsafe { libc::waitpid(-group, std::ptr::null_mut(), 0) } > 0 {}
+    }
+    let id = job.case.id();
+    match reason {
+        None => println!("@@ PASS {id} {seconds:.1}"),
+        Some(reason) => {
+            println!("@@ FAIL {id} {seconds:.1}");
+            println!("@@ LOG {reason}");
+            show_logs(&job.folder);
+        }
+    }
+    println!("@@ DONE {id}");
+    let _ = fs::remove_dir_all(&job.folder);
+}
+
+/// Prints the ends of the test's own log and of those of its guests.
+fn show_logs(folder: &Path) {
+    let mut logs: Vec<PathBuf> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .collect();
+    logs.sort_by_key(|path| (!path.ends_with("test.log"), path.clone()));
+    for path in logs {
+        let text = String::from_utf8_lossy(&fs::read(&path).unwrap_or_default()).into_owned();
+        let lines: Vec<&str> = text.lines().collect();
+        if lines.is_empty() {
+            continue;
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        println!("@@ LOG -- {name}, {} lines", lines.len());
+        for line in lines.iter().skip(lines.len().saturating_sub(SHOWN_LINES)) {
+            println!("@@ LOG {}", line.replace(|letter: char| letter.is_control() && letter != '\t', ""));
+        }
+    }
+    if let Ok(messages) = run(Command::new("dmesg").arg("-r")) {
+        // Warnings and errors of the host's kernel, above all of its KVM.
+        let grave = messages.lines().filter(|line| {
+            line.strip_prefix('<')
+                .and_then(|line| line.split_once('>'))
+                .is_some_and(|(level, _)| level.parse::<u32>().is_ok_and(|level| level & 7 <= 4))
+        });
+        let grave: Vec<&str> = grave.collect();
+        for line in grave.iter().skip(grave.len().saturating_sub(6)) {
+            println!("@@ LOG host kernel: {line}");
+        }
+    }
+}
+
+/// `one ID FOLDER`: runs one test in this process.
+pub fn one(words: &[String]) -> Result<ExitCode> {
+    let [id, folder] = words else {
+        return fail!("{}", crate::USAGE);
+    };
+    let case = cases::find(id)?;
+    // The runner ends a hung test by its process group; nothing outlives a runner that was ended.
+    // SAFETY: prctl with this operation takes an integer only.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
+    isolate()?;
+    let bench = Bench::new(&case, PathBuf::from(folder))?;
+    match (case.test.run)(&bench) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            println!("{error}");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Moves this process into a network namespace of its own, with a sysfs that shows it.
+pub fn isolate() -> Result<()> {
+    // SAFETY: unshare takes flags only, and this process has one thread.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) } != 0 {
+        let error = std::io::Error::last_os_error();
+        return fail!("cannot make a network namespace: {error}; the tests on this host's KVM need root");
+    }
+    run(Command::new("mount").args(["--make-rprivate", "/"]))
+        .or_else(|_| run(Command::new("mount").args(["-o", "rprivate", "/"])))?;
+    run(Command::new("mount").args(["-t", "sysfs", "sysfs", "/sys"]))?;
+    run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
+    Ok(())
+}
