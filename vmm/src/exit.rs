@@ -8,9 +8,11 @@ use blkback::ImageError as DiskImageError;
 use crate::api::ApiError;
 use crate::boot::{BootError, ImageError as KernelImageError};
 use crate::config::{ConfigError, Problem};
+use crate::console::ConsoleError;
 use crate::domain::preflight::{FileProblem, NetProblem, PreflightError};
 use crate::domain::{DomainEntry, DomainError};
 use crate::machine::MachineError;
+use crate::network::NetworkError;
 
 /// Declares the statuses with the sentence that `xvmm --help` and the documentation show.
 macro_rules! statuses {
@@ -200,6 +202,23 @@ fn disk_status(error: &DiskImageError) -> ExitStatus {
 
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Failure {
+        Failure::new(ExitStatus::HostError, error)
+    }
+}
+
+impl From<NetworkError> for Failure {
+    fn from(error: NetworkError) -> Failure {
+        let status = match &error {
+            NetworkError::NoBridge(_) => ExitStatus::BridgeMissing,
+            NetworkError::NotABridge { .. } => ExitStatus::NotABridge,
+            _ => ExitStatus::TapFailed,
+        };
+        Failure::new(status, error)
+    }
+}
+
+impl From<ConsoleError> for Failure {
+    fn from(error: ConsoleError) -> Failure {
         Failure::new(ExitStatus::HostError, error)
     }
 }

@@ -2,12 +2,11 @@
 
 pub mod api;
 pub mod boot;
+pub mod cli;
 pub mod config;
 pub mod console;
 pub mod domain;
 pub mod exit;
 pub mod hypercall;
 pub mod machine;
-
-pub use domain::life_cycle::run;
-pub mod console;
+pub mod network;

@@ -70,7 +70,13 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) initrd: Option<PathBuf>,
     /// The kernel's command line
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
     pub(super) cmdline: String,
     /// Memory of the guest, in MiB or with K, M, G or T
     #[arg(long, value_name = "SIZE", default_value = "512M", allow_hyphen_values = true)]
@@ -131,7 +137,18 @@ pub(super) struct RebootArgs {
 /// Puts `run` where the command is missing: `xvmm --kernel x` is `xvmm run --kernel x`.
 pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     const COMMANDS: [&str; 12] = [
-        "run", "list", "console", "info", "shutdown", "reboot", "destroy", "help", "-h", "--help", "-V", "--version",
+        "run",
+        "list",
+        "console",
+        "info",
+        "shutdown",
+        "reboot",
+        "destroy",
+        "help",
+        "-h",
+        "--help",
+        "-V",
+        "--version",
     ];
     let mut args: Vec<OsString> = args.into_iter().collect();
     let mut rest = args.iter().skip(1).map(OsString::as_os_str);
@@ -151,7 +168,8 @@ pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> 
 }
 
 fn is_global(arg: &str) -> bool {
-    let short = arg.strip_prefix('-').is_some_and(|flags| !flags.is_empty() && flags.bytes().all(|b| b == b'v'));
+    let short =
+        arg.strip_prefix('-').is_some_and(|flags| !flags.is_empty() && flags.bytes().all(|b| b == b'v'));
     short || arg == "--verbose" || arg.starts_with("--run-dir=")
 }
 

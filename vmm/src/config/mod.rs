@@ -21,7 +21,8 @@ pub use error::{ConfigError, Problem};
 pub use net::NetConfig;
 pub use netback::MacAddr;
 pub use values::{
-    ConsoleTarget, DEFAULT_MEMORY, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY, OnReboot, check_name, parse_memory, parse_vcpus,
+    ConsoleTarget, DEFAULT_MEMORY, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY, OnReboot, check_name, parse_memory,
+    parse_vcpus,
 };
 pub use vdev::Vdev;
 

@@ -17,26 +17,28 @@ use devices::xen::grant_table::{RESERVED_CONSOLE, RESERVED_XENSTORE};
 use devices::xen::xenbus::DomainHandle;
 use devices::xen::{DomId, Gfn};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use netback::NetDevice;
+use netback::{MacAddr, NetDevice, VifConfig};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::control::{Control, Ending, Requests, Signals};
-use super::failure::image_failure;
 use super::store_service::StoreService;
 use super::{DomainDir, Registry, preflight};
-use crate::api::{ApiHandler, ApiServer, ShutdownKind, ShutdownRequest};
+use crate::api::{ApiHandler, ApiServer, Shutdown};
 use crate::boot::{Initrd, Kernel, LoadRequest};
-use crate::config::{DomainConfig, OnReboot};
+use crate::config::{DomainConfig, NetConfig, OnReboot};
 use crate::console::Console;
 use crate::exit::{ExitStatus, Failure};
 use crate::hypercall::{DomainFacts, HvmParams, Hypercalls, StopReason};
 use crate::machine::{self, ACPI_ADDRESS, Host, Machine, MachineConfig, SPECIAL_GFN};
+use crate::network;
 
 /// Pages of the special area: the places that QEMU gives them too.
 const CONSOLE_PAGE: usize = 0;
 const XENSTORE_PAGE: usize = 1;
 /// Lines of the console that a crash shows.
 const CRASH_LINES: usize = 20;
+/// Queue pairs, and threads, of a network interface.
+const NIC_QUEUES: usize = 1;
 /// How long the end of a domain waits for I/O in flight. A disk that does not answer must not keep it.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -44,7 +46,8 @@ type Subscriber = Rc<RefCell<dyn MutEventSubscriber>>;
 
 /// Runs a domain until it is over, through all its reboots.
 pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
-    let signals = Signals::take().map_err(|e| Failure::new(ExitStatus::HostError, format!("no signals: {e}")))?;
+    let signals =
+        Signals::take().map_err(|e| Failure::new(ExitStatus::HostError, format!("no signals: {e}")))?;
     let signals = Rc::new(RefCell::new(signals));
     config.validate()?;
     preflight::prepare(&mut config)?;
@@ -66,7 +69,9 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
         let (ending, last_lines) = domain.run();
         match ending {
             Ending::Guest(StopReason::PowerOff) => return Ok(ExitStatus::Success),
-            Ending::Guest(StopReason::Reboot | StopReason::SoftReset) if config.on_reboot == OnReboot::Destroy => {
+            Ending::Guest(StopReason::Reboot | StopReason::SoftReset)
+                if config.on_reboot == OnReboot::Destroy =>
+            {
                 return Ok(ExitStatus::Success);
             }
             Ending::Guest(StopReason::Reboot | StopReason::SoftReset) => {
@@ -86,7 +91,10 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
                 return Err(Failure::new(ExitStatus::GuestCrashed, message));
             }
             Ending::Forced => {
-                return Err(Failure::new(ExitStatus::Forced, format!("the guest {} was stopped by force", folder.name())));
+                return Err(Failure::new(
+                    ExitStatus::Forced,
+                    format!("the guest {} was stopped by force", folder.name()),
+                ));
             }
         }
     }
@@ -122,7 +130,8 @@ impl Prepared {
 }
 
 fn join_kernel(thread: JoinHandle<Result<Kernel, crate::boot::BootError>>) -> Result<Kernel, Failure> {
-    let unpacked = thread.join().map_err(|_| Failure::new(ExitStatus::Internal, "unpacking the kernel failed"))?;
+    let unpacked =
+        thread.join().map_err(|_| Failure::new(ExitStatus::Internal, "unpacking the kernel failed"))?;
     Ok(unpacked?)
 }
 
@@ -130,7 +139,7 @@ fn open_images(config: &DomainConfig, registry: &Registry) -> Result<Vec<DiskIma
     let open = |disk: &crate::config::DiskConfig| {
         DiskImage::open(&disk.path, disk.readonly).map_err(|error| {
             let holder = registry.find_holder(&disk.path, disk.readonly).ok().flatten();
-            image_failure(&error, holder.as_ref())
+            Failure::from_image(&error, holder.as_ref())
         })
     };
     config.disks.iter().map(open).collect()
@@ -176,7 +185,9 @@ impl Domain {
         };
         let reserved = |page: usize| {
             let channel = events.open_reserved();
-            channel.map(|c| (Gfn(SPECIAL_GFN.0 + page as u64), c)).map_err(|e| Failure::new(ExitStatus::Internal, e))
+            channel
+                .map(|c| (Gfn(SPECIAL_GFN.0 + page as u64), c))
+                .map_err(|e| Failure::new(ExitStatus::Internal, e))
         };
         let (store_gfn, store_channel) = reserved(XENSTORE_PAGE)?;
         let (console_gfn, console_channel) = reserved(CONSOLE_PAGE)?;
@@ -187,14 +198,15 @@ impl Domain {
 
         let special = machine.special();
         let mut console = Console::new(Arc::clone(special), CONSOLE_PAGE, console_channel)?;
-        console.attach(&match &config.console { crate::config::ConsoleTarget::Tty => crate::console::ConsoleTarget::Tty, crate::config::ConsoleTarget::Pty => crate::console::ConsoleTarget::Pty, crate::config::ConsoleTarget::File(p) => crate::console::ConsoleTarget::File(p.clone()), crate::config::ConsoleTarget::Null => crate::console::ConsoleTarget::Null })?;
+        console.attach(&config.console)?;
         console.listen(&folder.console_socket())?;
         let early = console.early_output();
         machine.set_early_output(Box::new(move |text| early.write(text)));
 
         let socket = folder.xenstored_socket();
-        let mut store = StoreService::new(domid, special, XENSTORE_PAGE, store_channel, &socket, handle.clone())
-            .map_err(fail("xenstore cannot be started"))?;
+        let mut store =
+            StoreService::new(domid, special, XENSTORE_PAGE, store_channel, &socket, handle.clone())
+                .map_err(fail("xenstore cannot be started"))?;
         let tty = console.pty_path().map(|p| p.display().to_string());
         let ring_keys = [(store_gfn.0, store_port), (console_gfn.0, console_port)];
         let uuid = uuid(folder.name(), domid);
@@ -245,8 +257,13 @@ impl Domain {
             uuid: *uuid.as_bytes(),
             cmdline: config.cmdline.clone(),
         };
-        let hypercalls =
-            Arc::new(Hypercalls::new(facts, Arc::clone(&handle.grants), events, params, Arc::clone(&machine) as _));
+        let hypercalls = Arc::new(Hypercalls::new(
+            facts,
+            Arc::clone(&handle.grants),
+            events,
+            params,
+            Arc::clone(&machine) as _,
+        ));
 
         let store = Rc::new(RefCell::new(store));
         let requests = Rc::new(Requests::default());
@@ -262,12 +279,24 @@ impl Domain {
         )
         .map_err(fail("no timer"))?;
         let control = Rc::new(RefCell::new(control));
-        let handler = Handler { config: folder.config().clone(), domid, store: Rc::clone(&store), requests, hypercalls: Arc::clone(&hypercalls) };
-        let api = ApiServer::bind(&folder.api_socket(), handler).map_err(fail("the API cannot be started"))?;
+        let handler = Handler {
+            config: folder.config().clone(),
+            domid,
+            store: Rc::clone(&store),
+            requests,
+            hypercalls: Arc::clone(&hypercalls),
+        };
+        let api =
+            ApiServer::bind(&folder.api_socket(), handler).map_err(fail("the API cannot be started"))?;
 
-        let mut manager = EventManager::new().map_err(|e| Failure::new(ExitStatus::HostError, format!("{e:?}")))?;
-        let subscribers: [Subscriber; 4] =
-            [Rc::clone(&control) as _, Rc::clone(&store) as _, Rc::clone(&console) as _, Rc::new(RefCell::new(api))];
+        let mut manager =
+            EventManager::new().map_err(|e| Failure::new(ExitStatus::HostError, format!("{e:?}")))?;
+        let subscribers: [Subscriber; 4] = [
+            Rc::clone(&control) as _,
+            Rc::clone(&store) as _,
+            Rc::clone(&console) as _,
+            Rc::new(RefCell::new(api)),
+        ];
         for subscriber in subscribers {
             manager.add_subscriber(subscriber);
         }
@@ -330,8 +359,16 @@ fn give_back_freed_memory() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// Makes the taps, named vifD.N unless told otherwise; they are gone when the devices are dropped.
 fn make_nics(config: &DomainConfig, domid: DomId) -> Result<Vec<NetDevice>, Failure> {
-    { let _ = (config, domid); Ok(vec![]) }
+    let make = |(index, net): (u32, &NetConfig)| {
+        let mac = net.mac.unwrap_or_else(|| MacAddr::for_domain(config.name.as_deref(), index));
+        let vifname = net.vifname.clone().unwrap_or_else(|| network::vif_name(domid.0, index));
+        let mtu = net.mtu.map_or_else(|| network::bridge_mtu(&net.bridge), Ok)?;
+        let tap = network::create_tap(&vifname, &net.bridge, mtu, NIC_QUEUES)?;
+        Ok(NetDevice::new(VifConfig { index, mac, vifname, bridge: net.bridge.clone(), mtu }, tap))
+    };
+    (0u32..).zip(&config.nets).map(make).collect()
 }
 
 /// A uuid that stays the same for a named domain.
@@ -354,7 +391,13 @@ fn populate(
         store.make_directory(own, own != "control");
     }
     // Written by the guest in answer to us.
-    for own in ["control/shutdown", "control/sysrq", "control/feature-poweroff", "control/feature-reboot", "control/feature-suspend"] {
+    for own in [
+        "control/shutdown",
+        "control/sysrq",
+        "control/feature-poweroff",
+        "control/feature-reboot",
+        "control/feature-suspend",
+    ] {
         store.make_directory(own, true);
     }
     let vm = format!("/vm/{uuid}");
@@ -421,16 +464,13 @@ impl ApiHandler for Handler {
         })
     }
 
-    fn shutdown(&mut self, request: ShutdownRequest) -> Result<(), String> {
-        let what = match request.kind {
-            ShutdownKind::Poweroff => "poweroff",
-            ShutdownKind::Reboot => "reboot",
-        };
-        self.requests.shutdown(what, request.timeout);
+    fn shutdown(&mut self, what: Shutdown) -> Result<(), String> {
+        self.requests.shutdown(what.word(), what.timeout);
         Ok(())
     }
 
-    fn destroy(&mut self) {
+    fn destroy(&mut self) -> Result<(), String> {
         self.requests.destroy();
+        Ok(())
     }
 }

@@ -2,14 +2,14 @@
 
 mod control;
 mod error;
-mod failure;
-pub mod life_cycle;
+mod life_cycle;
 pub mod preflight;
 mod registry;
 mod state_dir;
 mod store_service;
 
 pub use error::DomainError;
+pub use life_cycle::run;
 pub use registry::{DomainEntry, ImageId, Registry};
 pub use state_dir::DomainDir;
 

@@ -37,7 +37,8 @@ impl Store for Dom0<'_> {
     }
 
     fn make_directory(&mut self, path: &str, owner: DomId, reader: DomId) {
-        let perms = [Perm { domid: owner, access: Access::None }, Perm { domid: reader, access: Access::Read }];
+        let perms =
+            [Perm { domid: owner, access: Access::None }, Perm { domid: reader, access: Access::Read }];
         if let Err(error) = self.0.mkdir(path).and_then(|()| self.0.set_perms(path, &perms)) {
             tracing::warn!(path, ?error, "xenstore does not take a directory");
         }
@@ -70,7 +71,8 @@ impl StoreService {
         let mut store = XenStore::new();
         let own = store.add_connection(DomId::DOM0);
         store.introduce_domain(domid);
-        let ring = XenStoreRing::new(&mut store, domid, Arc::clone(special), page).map_err(io::Error::other)?;
+        let ring =
+            XenStoreRing::new(&mut store, domid, Arc::clone(special), page).map_err(io::Error::other)?;
         let kick = Arc::clone(&domain.kick);
         let sockets = SocketServer::new(UnixListener::bind(socket)?, DomId::DOM0)?;
         Ok(Self { store, own, ring, channel, sockets, xenbus: Xenbus::new(domid, domain), kick, domid })

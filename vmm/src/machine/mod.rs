@@ -40,7 +40,7 @@ pub const SLEEP_CONTROL_PORT: u16 = 0x604;
 /// I/O port of the ACPI sleep status register.
 pub const SLEEP_STATUS_PORT: u16 = 0x605;
 /// I/O port of the ACPI reset register.
-pub const RESET_PORT: u16 = 0xcf9;
+pub const RESET_PORT: u16 = 0x606;
 /// Where the ACPI tables of a PVH guest stand, below 1 MiB.
 pub const ACPI_ADDRESS: u64 = 0xe_0000;
 

@@ -17,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::kvm_xen::{self, VcpuAttr};
-use super::{Machine, RESET_PORT, SLEEP_CONTROL_PORT};
+use super::{Machine, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT};
 use crate::boot::BootEntry;
 use crate::hypercall::{Call, Hypercalls, Platform, StopReason};
 
@@ -32,10 +32,6 @@ const DEBUG_PORT: u16 = 0xe9;
 /// Counters of a PC's interval timer, which a PVH guest does not have.
 const PIT_COUNTERS: u16 = 0x40;
 const PIT_COUNTERS_END: u16 = 0x42;
-/// ACPI 6.4, 4.8.3.7: SLP_EN is bit 5, SLP_TYP bits 4:2 of the sleep control register.
-const SLEEP_ENABLE: u8 = 1 << 5;
-const SLEEP_TYPE_S5: u8 = 5;
-
 /// What a vCPU thread does for others between two runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Task {
@@ -261,6 +257,7 @@ impl VcpuThread {
                 // A counter that stands still at 0: Linux gives up its TSC calibration at the first look. With
                 // all ones it looks 100,000 times, an exit each.
                 PIT_COUNTERS..=PIT_COUNTERS_END => 0,
+                SLEEP_STATUS_PORT => 0,
                 // Nothing answers on other ports: all ones, as on a bus without a device.
                 _ => 0xff,
             }),
@@ -314,13 +311,11 @@ impl VcpuThread {
 fn write_port(machine: &Machine, port: u16, data: &[u8]) -> Next {
     match (port, data) {
         (DEBUG_PORT, text) => machine.early_output(text),
-        (SLEEP_CONTROL_PORT, [value]) if value & SLEEP_ENABLE != 0 => {
-            if (value >> 2) & 7 == SLEEP_TYPE_S5 {
-                machine.stop(StopReason::PowerOff);
-                return Next::End;
-            }
+        (SLEEP_CONTROL_PORT, [value]) if acpi::is_power_off(*value) => {
+            machine.stop(StopReason::PowerOff);
+            return Next::End;
         }
-        (RESET_PORT, [value]) if value & 4 != 0 => {
+        (RESET_PORT, [acpi::RESET_VALUE]) => {
             machine.stop(StopReason::Reboot);
             return Next::End;
         }
