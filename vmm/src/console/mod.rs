@@ -20,7 +20,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +28,8 @@ use devices::xen::console::ConsoleRing;
 use devices::xen::event_channel::BackendChannel;
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use thiserror::Error;
+
+use crate::config::ConsoleTarget;
 use tracing::{error, warn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -80,51 +81,6 @@ pub enum ConsoleError {
     /// The socket cannot be made.
     #[error("the console socket {path} cannot be made: {1}; remove what is there or choose another folder", path = .0.display())]
     Socket(PathBuf, #[source] io::Error),
-}
-
-/// What `--console` says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ConsoleTarget {
-    /// xvmm's stdin and stdout, be they a terminal or not.
-    Tty,
-    /// A new pseudo-terminal.
-    Pty,
-    /// Output is appended to a file; there is no input.
-    File(PathBuf),
-    /// Nothing but the log and the socket.
-    Null,
-}
-
-/// A `--console` that is none.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("--console {0}: there is no console of that kind; give tty, pty, null or file=PATH")]
-pub struct TargetError(String);
-
-impl FromStr for ConsoleTarget {
-    type Err = TargetError;
-
-    fn from_str(text: &str) -> Result<Self, TargetError> {
-        match text {
-            "tty" => Ok(Self::Tty),
-            "pty" => Ok(Self::Pty),
-            "null" => Ok(Self::Null),
-            _ => match text.strip_prefix("file=") {
-                Some(path) if !path.is_empty() => Ok(Self::File(path.into())),
-                _ => Err(TargetError(text.to_owned())),
-            },
-        }
-    }
-}
-
-impl fmt::Display for ConsoleTarget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tty => f.write_str("tty"),
-            Self::Pty => f.write_str("pty"),
-            Self::File(path) => write!(f, "file={}", path.display()),
-            Self::Null => f.write_str("null"),
-        }
-    }
 }
 
 /// The console of a domain.
