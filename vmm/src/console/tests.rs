@@ -140,26 +140,6 @@ fn null() -> File {
 }
 
 #[test]
-fn targets_are_parsed() {
-    let cases = [
-        ("tty", Ok(ConsoleTarget::Tty)),
-        ("pty", Ok(ConsoleTarget::Pty)),
-        ("null", Ok(ConsoleTarget::Null)),
-        ("file=/var/log/a=b", Ok(ConsoleTarget::File("/var/log/a=b".into()))),
-        ("file=", Err(TargetError("file=".into()))),
-        ("vc", Err(TargetError("vc".into()))),
-        ("", Err(TargetError(String::new()))),
-    ];
-    for (text, expected) in cases {
-        let parsed = text.parse::<ConsoleTarget>();
-        assert_eq!(parsed, expected);
-        if let Ok(target) = parsed {
-            assert_eq!(target.to_string(), text);
-        }
-    }
-}
-
-#[test]
 fn output_is_logged_and_the_guest_is_notified() {
     let mut domain = Domain::new();
     domain.print(b"Linux version 6.12\r\n");
