@@ -225,16 +225,19 @@ impl Connection {
         if self.watches.is_empty() {
             return false;
         }
+        // A commit of 1000 nodes times 128 watches is no work worth doing once there is room for one event a watch.
+        let mut merged = vec![false; self.watches.len()];
         for event in fired {
             if !event.perms.iter().any(|p| p.allow(self.caller, Need::Read)) {
                 continue;
             }
-            for index in 0..self.watches.len() {
+            for (index, merged) in merged.iter_mut().enumerate().filter(|(_, merged)| !**merged) {
                 let hit = self.watches.get(index).is_some_and(|w| {
                     let base = w.path.full().as_str();
                     if event.exact { *event.path == *base } else { is_child(&event.path, base) }
                 });
                 if hit {
+                    *merged = self.output.event_bytes >= self.event_limit();
                     self.push_event(index, &event.path);
                 }
             }
@@ -242,14 +245,17 @@ impl Connection {
         self.output.queue.len() > before
     }
 
+    fn event_limit(&self) -> usize {
+        if self.caller.privileged() { HOST_EVENT_BYTES } else { GUEST_EVENT_BYTES }
+    }
+
     /// Queues an event of one watch. One that would pass the limit of a message (XSA-324), or for which there is
     /// no room any more, names the watch's own path: look at everything below it.
     pub(super) fn push_event(&mut self, watch: usize, path: &str) {
         let Some(watch) = self.watches.get(watch) else { return };
         let owner = self.caller.domid;
-        let limit = if self.caller.privileged() { HOST_EVENT_BYTES } else { GUEST_EVENT_BYTES };
         let mut shown = watch.path.shown(path, owner);
-        if self.output.event_bytes >= limit {
+        if self.output.event_bytes >= self.event_limit() {
             self.output.overflowed = true;
             shown = watch.path.shown(watch.path.full(), owner);
         } else if shown.len() + watch.token.len() + 2 > PAYLOAD_MAX {
