@@ -146,14 +146,15 @@ fn one_call_serves_a_bounded_number_of_requests() {
             page.take();
         }
     });
-    let mut most = 0;
-    for _ in 0..300 {
+    let (mut most, mut total) = (0, 0);
+    while total < 64 << 10 {
         let before = client.word(REQ_CONS).load(SeqCst);
         let _ = client.ring.process(&mut store);
-        most = most.max(client.word(REQ_CONS).load(SeqCst).wrapping_sub(before));
+        let taken = client.word(REQ_CONS).load(SeqCst).wrapping_sub(before);
+        (most, total) = (most.max(taken), total + taken);
     }
     stop.store(true, SeqCst);
     vcpu.join().unwrap();
     assert_eq!(client.word(ERROR).load(SeqCst), 0);
-    assert!(most > 0 && most <= 1024, "{most} bytes");
+    assert!(most <= 1024, "{most} bytes");
 }
