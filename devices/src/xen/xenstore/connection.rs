@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use super::path::{WatchPath, is_child};
 use super::perms::{Caller, Need};
+use super::server::ReceiveError;
 use super::transaction::{Changes, Fired};
 use super::wire::{HEADER_SIZE, Header, PAYLOAD_MAX, XS_WATCH_EVENT, message};
 use crate::xen::DomId;
 
 /// What a watch costs besides path and token.
 const WATCH_SIZE: usize = 96;
+/// What a waiting message costs besides its bytes: without it small events would hold several times their quota.
+const MESSAGE_SIZE: usize = 96;
 /// Bytes of unread events after which a watch of a guest fires for its own path only: a guest that does not
 /// read its ring, while its nodes change, must not fill our memory (XSA-326).
 const GUEST_EVENT_BYTES: usize = 256 << 10;
@@ -75,7 +78,7 @@ impl Output {
         }
         let event: Arc<[u8]> = event.into();
         self.bytes += event.len();
-        self.event_bytes += event.len();
+        self.event_bytes += event.len() + MESSAGE_SIZE;
         self.events.insert(Arc::clone(&event));
         self.queue.push_back(Outgoing::Event(event));
     }
@@ -100,7 +103,7 @@ impl Output {
         match &message {
             Outgoing::Reply(_) => self.replies -= 1,
             Outgoing::Event(event) => {
-                self.event_bytes -= event.len();
+                self.event_bytes -= event.len() + MESSAGE_SIZE;
                 self.events.remove(event);
             }
         }
@@ -118,8 +121,14 @@ impl Output {
         None
     }
 
+    /// Bytes to send.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Memory that the messages hold.
+    fn memory(&self) -> usize {
+        self.bytes + MESSAGE_SIZE * self.queue.len()
     }
 
     pub(super) fn replies(&self) -> usize {
@@ -131,6 +140,9 @@ impl Output {
     }
 }
 
+/// A complete message: its header and its payload.
+pub(super) type Message = (Header, Vec<u8>);
+
 /// A message on its way in.
 #[derive(Debug, Default)]
 pub(super) struct Input {
@@ -138,14 +150,13 @@ pub(super) struct Input {
 }
 
 impl Input {
-    /// Takes bytes up to the end of the message: how many, and the message if it is complete. `Err`: a message
-    /// longer than any client may send.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<(usize, Option<(Header, Vec<u8>)>), ()> {
+    /// Takes bytes up to the end of the message: how many, and the message if it is complete.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<(usize, Option<Message>), ReceiveError> {
         let mut taken = self.fill(bytes, HEADER_SIZE);
         let Some(header) = self.bytes.first_chunk().map(Header::parse) else { return Ok((taken, None)) };
         let len = header.len as usize;
         if len > PAYLOAD_MAX {
-            return Err(());
+            return Err(ReceiveError::TooLong);
         }
         taken += self.fill(bytes.get(taken..).unwrap_or_default(), HEADER_SIZE + len);
         if self.bytes.len() < HEADER_SIZE + len {
@@ -200,7 +211,7 @@ impl Connection {
     pub(super) fn bytes(&self) -> usize {
         let watches: usize = self.watches.iter().map(|w| Watch::cost(&w.path, &w.token)).sum();
         let transactions: usize = self.transactions.values().map(Changes::bytes).sum();
-        watches + transactions + self.output.bytes() + self.input.bytes.len()
+        watches + transactions + self.output.memory() + self.input.bytes.len()
     }
 
     /// Whether a client of the host's side has left too much unread.
@@ -214,16 +225,19 @@ impl Connection {
         if self.watches.is_empty() {
             return false;
         }
+        // A commit of 1000 nodes times 128 watches is no work worth doing once there is room for one event a watch.
+        let mut merged = vec![false; self.watches.len()];
         for event in fired {
             if !event.perms.iter().any(|p| p.allow(self.caller, Need::Read)) {
                 continue;
             }
-            for index in 0..self.watches.len() {
+            for (index, merged) in merged.iter_mut().enumerate().filter(|(_, merged)| !**merged) {
                 let hit = self.watches.get(index).is_some_and(|w| {
                     let base = w.path.full().as_str();
                     if event.exact { *event.path == *base } else { is_child(&event.path, base) }
                 });
                 if hit {
+                    *merged = self.output.event_bytes >= self.event_limit();
                     self.push_event(index, &event.path);
                 }
             }
@@ -231,14 +245,17 @@ impl Connection {
         self.output.queue.len() > before
     }
 
+    fn event_limit(&self) -> usize {
+        if self.caller.privileged() { HOST_EVENT_BYTES } else { GUEST_EVENT_BYTES }
+    }
+
     /// Queues an event of one watch. One that would pass the limit of a message (XSA-324), or for which there is
     /// no room any more, names the watch's own path: look at everything below it.
     pub(super) fn push_event(&mut self, watch: usize, path: &str) {
         let Some(watch) = self.watches.get(watch) else { return };
         let owner = self.caller.domid;
-        let limit = if self.caller.privileged() { HOST_EVENT_BYTES } else { GUEST_EVENT_BYTES };
         let mut shown = watch.path.shown(path, owner);
-        if self.output.event_bytes >= limit {
+        if self.output.event_bytes >= self.event_limit() {
             self.output.overflowed = true;
             shown = watch.path.shown(watch.path.full(), owner);
         } else if shown.len() + watch.token.len() + 2 > PAYLOAD_MAX {

@@ -3,6 +3,11 @@
 //!
 //! [`XenStore`] is the server. A guest reaches it through [`XenStoreRing`], tools of the host through
 //! [`SocketServer`], the VMM's own code by calling it. Everything lives on one thread and never blocks.
+//!
+//! Whatever one client does may leave output for others. So the event loop, whenever the guest raised the
+//! ring's event channel, the socket server's descriptor became readable or the VMM changed the store, calls
+//! [`XenStoreRing::process`] or [`SocketServer::process`], and then, until [`XenStore::take_ready`] is empty,
+//! [`XenStoreRing::process`], [`SocketServer::flush`] and [`XenStore::take_watch_events`].
 
 mod connection;
 mod control;

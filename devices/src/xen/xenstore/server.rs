@@ -172,7 +172,7 @@ impl XenStore {
             }
             let connection = self.connections.get_mut(&id).ok_or(ReceiveError::Gone)?;
             let rest = bytes.get(done..).unwrap_or_default();
-            let (taken, message) = connection.input.take(rest).map_err(|()| ReceiveError::TooLong)?;
+            let (taken, message) = connection.input.take(rest)?;
             done += taken;
             if let Some((header, payload)) = message {
                 self.process_message(id, header, &payload);

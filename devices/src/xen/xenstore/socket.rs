@@ -87,10 +87,10 @@ impl SocketServer {
                 self.serve(event.data(), readable, store);
             }
         }
-        Ok(())
+        self.flush(store)
     }
 
-    /// Writes what other clients' requests left for the clients here: to be called when
+    /// Writes what guests and the VMM's own code left for the clients here: to be called when
     /// [`XenStore::take_ready`] names connections.
     pub fn flush(&mut self, store: &mut XenStore) -> io::Result<()> {
         self.listen(true)?;

@@ -50,25 +50,38 @@ enum Kind {
     Socket,
 }
 
-/// A guest's driver, without its checks.
+/// The guest's end of a ring page, without a driver's checks. The page is the second of two.
+#[derive(Clone)]
+struct RingPage(Arc<SharedPages>);
+
 struct RingClient {
-    pages: Arc<SharedPages>,
+    page: RingPage,
     ring: XenStoreRing,
+}
+
+impl std::ops::Deref for RingClient {
+    type Target = RingPage;
+    fn deref(&self) -> &RingPage {
+        &self.page
+    }
 }
 
 impl RingClient {
     fn new(store: &mut XenStore, domid: u16) -> Self {
         let pages = Arc::new(SharedPages::new("ring", 2).unwrap());
         let ring = XenStoreRing::new(store, DomId(domid), Arc::clone(&pages), 1).unwrap();
+        let page = RingPage(pages);
         // Indexes that wrap soon.
         for offset in [2048, 2052, 2056, 2060] {
-            pages.u32_at(4096 + offset).unwrap().store(u32::MAX - 700, SeqCst);
+            page.word(offset).store(u32::MAX - 700, SeqCst);
         }
-        Self { pages, ring }
+        Self { page, ring }
     }
+}
 
+impl RingPage {
     fn word(&self, offset: usize) -> &AtomicU32 {
-        self.pages.u32_at(4096 + offset).unwrap()
+        self.0.u32_at(4096 + offset).unwrap()
     }
 
     /// Writes what there is room for.
@@ -77,7 +90,7 @@ impl RingClient {
         let count = bytes.len().min(1024 - prod.wrapping_sub(cons) as usize);
         for (i, byte) in bytes[..count].iter().enumerate() {
             let at = prod.wrapping_add(i as u32) % 1024;
-            self.pages.write(4096 + at as usize, &[*byte]).unwrap();
+            self.0.write(4096 + at as usize, &[*byte]).unwrap();
         }
         self.word(2052).store(prod.wrapping_add(count as u32), SeqCst);
         count
@@ -87,7 +100,7 @@ impl RingClient {
         let (cons, prod) = (self.word(2056).load(SeqCst), self.word(2060).load(SeqCst));
         let read = |i: u32| {
             let mut byte = [0];
-            self.pages.read(4096 + 1024 + (cons.wrapping_add(i) % 1024) as usize, &mut byte).unwrap();
+            self.0.read(4096 + 1024 + (cons.wrapping_add(i) % 1024) as usize, &mut byte).unwrap();
             byte[0]
         };
         let bytes = (0..prod.wrapping_sub(cons)).map(read).collect();

@@ -202,7 +202,7 @@ fn unread_events_are_bounded() {
     let count = |text: &str| output.windows(text.len()).filter(|w| *w == text.as_bytes()).count();
     assert_eq!(count("/data/x\0token1\0"), 1, "the same event waits once");
     assert_eq!(count("/data\0token1\0"), 1, "the first event, still unread, stands for all the rest");
-    assert!(count("\0token1\0") > 1000);
+    assert!(count("\0token1\0") > 500);
     store.write("/data/y", "1").unwrap();
     assert!(store.take_output(id).ends_with(b"/data/y\0token2\0"), "what was lost is over once it has read");
 }
