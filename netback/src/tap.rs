@@ -237,8 +237,14 @@ fn interface_request(name: &str, flags: libc::c_int) -> libc::ifreq {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
-    request.ifr_ifru.ifru_flags = i16::from_ne_bytes((flags as u16).to_ne_bytes());
+    request.ifr_ifru.ifru_flags = flags_of(flags);
     request
+}
+
+/// The flags' bits in the field of an ifreq, which is signed.
+fn flags_of(flags: libc::c_int) -> libc::c_short {
+    let [low, high, ..] = flags.to_le_bytes();
+    libc::c_short::from_le_bytes([low, high])
 }
 
 fn open_queue(name: &str, flags: libc::c_int) -> Result<File, TapError> {
