@@ -1,11 +1,11 @@
 # Sourced by the scripts beside it.
 
-# need_packages COMMAND:PACKAGE...: installs the packages of the commands that are missing.
+# need_packages COMMAND:PACKAGE...: installs the packages of the commands (or files) that are missing.
 need_packages() {
 	local item missing=()
 	export PATH=$PATH:/usr/sbin:/sbin
 	for item; do
-		command -v "${item%%:*}" > /dev/null || missing+=("${item#*:}")
+		command -v "${item%%:*}" > /dev/null || [ -e "${item%%:*}" ] || missing+=("${item#*:}")
 	done
 	[ ${#missing[@]} -gt 0 ] || return 0
 	if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::cases::{self, Case, HostKind};
 use crate::nested::{Host, Running};
 use crate::packages::Cache;
-use crate::{Result, fail, images, kvm};
+use crate::{Result, fail, formats, images, kvm};
 
 /// Time in which L1 must begin with its first test.
 const START_LIMIT: Duration = Duration::from_secs(180);
@@ -101,6 +101,7 @@ pub fn prepare() -> Result<ExitCode> {
     let cache = Cache::open()?;
     images::guests(&cache)?;
     images::tools(&cache)?;
+    formats::build(&cache)?;
     for (label, _) in images::GUEST_KERNELS {
         images::l1(&cache, label)?;
     }
@@ -319,6 +320,8 @@ fn start(place: Place, jobs: usize, xvmm: &PathBuf, batch: &[Case]) -> Result<Si
     let cache = Cache::open()?;
     images::guests(&cache)?;
     let ids = batch.iter().map(Case::id);
+    let formats = batch.iter().any(|case| case.test.name == "formats");
+    let formats = if formats { Some(formats::build(&cache)?) } else { None };
     match place {
         Place::Direct => {
             let tools = images::tools(&cache)?;
@@ -336,7 +339,10 @@ fn start(place: Place, jobs: usize, xvmm: &PathBuf, batch: &[Case]) -> Result<Si
             );
             let mut host = Host::new(&cache, script)?;
             host.programs.push(("/usr/bin/xvmm".to_owned(), xvmm.clone()));
-            host.take_tools(&cache)?;
+            host.take(&images::tools(&cache)?, "/tests/tools")?;
+            if let Some(formats) = formats {
+                host.take(&formats, "/tests/formats")?;
+            }
             if batch.iter().any(|case| case.test.host == HostKind::WithoutXen) {
                 host.kernel = "6.1".to_owned();
             }

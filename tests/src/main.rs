@@ -11,6 +11,7 @@ mod cases;
 mod cpio;
 mod demo;
 mod driver;
+mod formats;
 mod guest;
 mod images;
 mod kvm;

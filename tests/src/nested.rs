@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use crate::cpio::Archive;
@@ -43,16 +43,15 @@ impl Host {
         Ok(Host { kernel: "6.12".to_owned(), memory: 3072, programs, files, script, interactive: false })
     }
 
-    /// Takes the tools along (see [`images::tools`]).
-    pub fn take_tools(&mut self, cache: &Cache) -> Result<()> {
-        let tools = images::tools(cache)?;
-        for folder in ["", "bin", "lib"] {
-            for entry in std::fs::read_dir(tools.join(folder))? {
-                let path = entry?.path();
-                if path.is_file() {
-                    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                    self.files.push((format!("/tests/tools/{folder}/{name}"), path));
-                }
+    /// Takes the files of a folder along.
+    pub fn take(&mut self, folder: &Path, to: &str) -> Result<()> {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            let to = format!("{to}/{}", path.file_name().unwrap_or_default().to_string_lossy());
+            if path.is_dir() {
+                self.take(&path, &to)?;
+            } else {
+                self.files.push((to, path));
             }
         }
         Ok(())

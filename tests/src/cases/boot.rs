@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::{Bench, interfaces, tool_file};
+use crate::formats::FORMATS;
+use crate::guest::material;
 use crate::{Result, check};
 
 /// The kernel finds itself in a PVH guest of Xen, with all its processors.
@@ -68,4 +70,16 @@ pub fn grub(bench: &Bench) -> Result<()> {
     let guest = bench.guest().kernel(tool_file("grub-pvh")).initrd(None).spawn()?;
     guest.wait_console("GRUB", Duration::from_secs(60))?;
     guest.signal(libc::SIGKILL)
+}
+
+/// The same kernel boots from every payload format, and unpacked.
+pub fn formats(bench: &Bench) -> Result<()> {
+    for name in FORMATS.iter().map(|(name, _, _)| *name).chain(["elf"]) {
+        let kernel = material("formats").join(name);
+        let booted = bench.guest().kernel(kernel).start();
+        let mut guest = booted.map_err(|error| format!("{name}: {error}"))?;
+        guest.send("poweroff -f")?;
+        guest.ends_with(0)?;
+    }
+    bench.nothing_is_left()
 }

@@ -1,7 +1,5 @@
 //! Disks: what the guest writes is what the image holds.
 
-use std::fs::OpenOptions;
-
 use super::{Bench, checksum};
 use crate::{Result, check};
 
@@ -66,20 +64,4 @@ pub fn file_system(bench: &Bench) -> Result<()> {
     guest.sh("mount -t ext4 -o ro /dev/xvda /mnt && cd /mnt && sed -i s,/bin,bin, /dev/null; sed s,/bin,/mnt/bin, sum > /tmp/sum && sha256sum -c /tmp/sum")?;
     guest.send("poweroff -f")?;
     guest.ends_with(0)
-}
-
-/// An image that grows while the guest runs is a larger disk in the guest.
-pub fn resize(bench: &Bench) -> Result<()> {
-    let image = bench.disk("grows.img", 4 << 20)?;
-    let mut guest = bench.guest().name("grows").disk(image.display()).start()?;
-    OpenOptions::new().write(true).open(&image)?.set_len(12 << 20)?;
-    bench.xvmm(&["block-resize", "grows", "xvda"])?;
-    guest.sh("i=0; until [ $(cat /sys/block/xvda/size) = 24576 ]; do [ $i -lt 100 ] || exit 1; i=$((i+1)); usleep 100000; done")?;
-    guest.sh("echo marked | dd of=/dev/xvda bs=512 seek=24575 conv=sync,fsync")?;
-    let bytes = std::fs::read(&image)?;
-    check!(
-        bytes.get(24575 * 512..).is_some_and(|sector| sector.starts_with(b"marked")),
-        "the new end is not written"
-    );
-    Ok(())
 }

@@ -54,6 +54,8 @@ pub struct Test {
     pub matrix: bool,
     /// The host it needs.
     pub host: HostKind,
+    /// It is not part of the default level.
+    pub full_only: bool,
     /// It must have the host for itself, because it measures.
     pub alone: bool,
     /// After this time it counts as hung.
@@ -63,11 +65,16 @@ pub struct Test {
 impl Test {
     const fn new(name: &'static str, config: Config, run: fn(&Bench) -> Result<()>) -> Test {
         let limit = Duration::from_secs(240);
-        Test { name, run, config, matrix: true, host: HostKind::Usual, alone: false, limit }
+        Test { name, run, config, matrix: true, host: HostKind::Usual, full_only: false, alone: false, limit }
     }
 
     const fn single(mut self) -> Test {
         self.matrix = false;
+        self
+    }
+
+    const fn full_only(mut self) -> Test {
+        self.full_only = true;
         self
     }
 
@@ -93,7 +100,6 @@ const TESTS: &[Test] = &[
     Test::new("disk", LARGE, disk::disk),
     Test::new("disks", OLD, disk::disks),
     Test::new("file-system", SMALL, disk::file_system),
-    Test::new("resize", SMALL, disk::resize),
     Test::new("net", OLD_LARGE, net::net),
     Test::new("three-guests", SMALL, net::three_guests),
     Test::new("reboot", SMALL, life::reboot),
@@ -108,6 +114,7 @@ const TESTS: &[Test] = &[
     Test::new("much-memory", SMALL, boot::much_memory).single(),
     Test::new("eight-interfaces", SMALL, boot::eight_interfaces).single(),
     Test::new("grub", SMALL, boot::grub).single(),
+    Test::new("formats", SMALL, boot::formats).single().full_only().limit(900),
     Test::new("refusals", SMALL, refusals::refusals).single(),
     Test::new("without-xen", SMALL, refusals::without_xen).single().on(HostKind::WithoutXen),
     Test::new("counters", LARGE, cost::counters).alone(),
@@ -145,7 +152,7 @@ impl Case {
 /// The cases of the default level, or of the full one.
 pub fn all(full: bool) -> Vec<Case> {
     let mut cases = Vec::new();
-    for test in TESTS {
+    for test in TESTS.iter().filter(|test| full || !test.full_only) {
         let configs: &[Config] = match test.matrix && full {
             true => &[SMALL, LARGE, OLD, OLD_LARGE],
             false => &[test.config],
