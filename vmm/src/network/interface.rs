@@ -15,7 +15,7 @@ struct DriverInfo {
     rest: [u8; 160],
 }
 
-static_assertions::const_assert_eq!(size_of::<DriverInfo>(), 196);
+const _: () = assert!(size_of::<DriverInfo>() == 196);
 
 const ETHTOOL_GDRVINFO: u32 = 3;
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
