@@ -11,7 +11,7 @@ use devices::xen::xenbus::{BackendDevice, ConnectError, DomainHandle, FrontendKe
 
 use crate::mac::MacAddr;
 use crate::protocol::{RX_ENTRY, TX_ENTRY};
-use crate::queue::{Channels, Counters, Features, Link, Queue, Stop};
+use crate::queue::{Channels, Counters, Features, Link, Queue, Requests, Stop};
 use crate::rx::Rx;
 use crate::tap::{Offload, Tap};
 use crate::tx::Tx;
@@ -50,6 +50,10 @@ struct Connection {
     /// Threads that still use the domain.
     running: Arc<AtomicUsize>,
     threads: Vec<JoinHandle<()>>,
+    features: Features,
+    requests: Arc<Requests>,
+    /// The tap was told to cut frames up, as a queue asked.
+    small_frames: bool,
 }
 
 impl Connection {
@@ -110,8 +114,7 @@ impl NetDevice {
         prefix: &str,
         frontend: &dyn FrontendKeys,
         domain: &DomainHandle,
-        features: Features,
-        stop: &Arc<Stop>,
+        connection: &Connection,
     ) -> Result<Queue, ConnectError> {
         let key = |name: &str| format!("{prefix}{name}");
         let ring = |name: &str, entry| {
@@ -143,50 +146,51 @@ impl NetDevice {
             queue: index,
             grants: Arc::clone(&domain.grants),
             counters: Arc::clone(&self.counters),
+            requests: Arc::clone(&connection.requests),
         };
-        let rx = Rx::new(rx, features, self.config.mtu);
-        Ok(Queue { link, tx: Tx::new(tx), rx, channels, stop: Arc::clone(stop) })
+        let rx = Rx::new(rx, connection.features, self.config.mtu);
+        Ok(Queue { link, tx: Tx::new(tx), rx, channels, stop: Arc::clone(&connection.stop) })
     }
 
     /// Sets the tap up for what the frontend can do and empties it.
     fn prepare_tap(&self, features: Features, queues: usize) -> std::io::Result<()> {
         self.tap.set_active_queues(queues)?;
-        self.tap.set_offload(Offload {
-            csum: features.csum4 || features.csum6,
-            tso4: features.gso4,
-            tso6: features.gso6,
-        })?;
+        self.tap.set_offload(offload(features))?;
         for queue in 0..self.tap.queues() {
             self.tap.drain(queue, MAX_STALE);
         }
         self.tap.set_carrier(true)
     }
 
-    fn spawn(
-        &self,
-        mut queue: Queue,
-        domain: &DomainHandle,
-        running: &Arc<AtomicUsize>,
-    ) -> std::io::Result<JoinHandle<()>> {
-        let kick = Arc::clone(&domain.kick);
+    fn spawn(&self, mut queue: Queue, running: &Arc<AtomicUsize>) -> std::io::Result<JoinHandle<()>> {
+        let requests = Arc::clone(&queue.link.requests);
         let name = format!("vif-{}-{}", self.config.index, queue.link.queue);
         running.fetch_add(1, SeqCst);
         let counted = Arc::clone(running);
         let body = move || {
             if let Err(error) = queue.run() {
-                tracing::error!("{}: {error}", queue.link.tap.name());
-                // Nobody reads the tap any more: it shows, and the bridge stops filling it.
-                let _ = queue.link.tap.set_carrier(false);
+                tracing::error!(
+                    "{}: {error}; the interface is dead until its driver reconnects",
+                    queue.link.tap.name()
+                );
+                // The other queues as well: the kernel goes on handing frames to all of them.
+                queue.stop.order();
             }
             // The rings and event channels must be given back before the main thread is told.
             drop(queue);
             counted.fetch_sub(1, SeqCst);
-            let _ = kick.write(1);
+            requests.kick();
         };
         thread::Builder::new().name(name).spawn(body).inspect_err(|_| {
             running.fetch_sub(1, SeqCst);
         })
     }
+}
+
+/// What the tap need not do for such a frontend. A checksum of the IP version that it cannot take is filled in
+/// by the queue.
+fn offload(features: Features) -> Offload {
+    Offload { csum: features.csum4 || features.csum6, tso4: features.gso4, tso6: features.gso6 }
 }
 
 /// A decimal number that the frontend wrote.
@@ -250,19 +254,25 @@ impl BackendDevice for NetDevice {
         }
         let features = Self::features(frontend);
         let queues = self.queues(frontend)?;
-        let stop = Arc::new(Stop::new().map_err(|error| self.error(error))?);
+        let mut connection = Connection {
+            stop: Arc::new(Stop::new().map_err(|error| self.error(error))?),
+            running: Arc::default(),
+            threads: Vec::new(),
+            features,
+            requests: Arc::new(Requests::new(Arc::clone(&domain.kick))),
+            small_frames: false,
+        };
         let mut list = Vec::new();
         for index in 0..queues {
             // A frontend of one queue writes its keys without a prefix.
             let prefix = if queues == 1 { String::new() } else { format!("queue-{index}/") };
-            list.push(self.queue(index, &prefix, frontend, domain, features, &stop)?);
+            list.push(self.queue(index, &prefix, frontend, domain, &connection)?);
         }
         self.prepare_tap(features, queues).map_err(|error| {
             self.error(format_args!("the tap {} cannot be set up: {error}", self.tap.name()))
         })?;
-        let mut connection = Connection { stop, running: Arc::default(), threads: Vec::new() };
         let spawned = list.into_iter().try_for_each(|queue| {
-            connection.threads.push(self.spawn(queue, domain, &connection.running)?);
+            connection.threads.push(self.spawn(queue, &connection.running)?);
             Ok::<_, std::io::Error>(())
         });
         self.connection = Some(connection);
@@ -290,6 +300,28 @@ impl BackendDevice for NetDevice {
             connection.join();
         }
         true
+    }
+
+    /// Does what the queues asked for. None of it changes a key.
+    fn take_update(&mut self) -> Option<Keys> {
+        let connection = self.connection.as_mut()?;
+        if connection.running.load(SeqCst) == 0 {
+            // The queues ended by themselves. It shows, and the bridge stops filling a tap that nobody reads.
+            let _ = self.tap.set_carrier(false);
+        }
+        if connection.requests.wants_small_frames() && !connection.small_frames {
+            connection.small_frames = true;
+            let small = Offload { tso4: false, tso6: false, ..offload(connection.features) };
+            let name = self.tap.name();
+            match self.tap.set_offload(small) {
+                Ok(()) => tracing::info!(
+                    "{name}: large segments that the guest cannot take (of a VLAN?): \
+                                          the host cuts them up from now on"
+                ),
+                Err(error) => tracing::warn!("{name}: segmentation cannot be switched on: {error}"),
+            }
+        }
+        None
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -354,4 +354,57 @@ mod tests {
         assert_eq!(taken, Ok(Taken::Bad(BadPacket::Multicast)));
         assert_eq!(packet.ids(), [Some(3), None]);
     }
+
+    #[test]
+    fn whatever_the_slots_say_a_packet_adds_up() {
+        // xorshift64: the same slots in every run.
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let (mut packets, mut bad, mut fatal) = (0, 0, 0);
+        for _ in 0..20_000 {
+            let slots: Vec<[u8; TX_ENTRY]> = (0..random() % 40)
+                .map(|_| {
+                    let mut slot = slot(random() as u16, random() as u16 & 0x1fff, random() as u16 & 15);
+                    if random() % 4 != 0 {
+                        // Small fields, so that not everything fails at the first check.
+                        slot = self::slot(
+                            random() as u16 % 300 + 14,
+                            random() as u16 % 3800,
+                            random() as u16 & 5,
+                        );
+                    }
+                    slot
+                })
+                .collect();
+            let mut ring = slots.iter();
+            let mut packet = TxPacket::default();
+            loop {
+                let before = ring.len();
+                let taken = packet.take(&mut ring);
+                match taken {
+                    Ok(Taken::Nothing) => break,
+                    Ok(Taken::Packet) => {
+                        packets += 1;
+                        assert!(packet.pieces().len() <= MAX_SLOTS);
+                        assert_eq!(lens(&packet).iter().sum::<usize>(), packet.len());
+                        assert!(packet.pieces().iter().all(|p| p.len > 0 && p.offset + p.len <= PAGE));
+                        assert!(packet.len() >= ETH_HLEN);
+                    }
+                    Ok(Taken::Bad(_)) => bad += 1,
+                    Err(_) => {
+                        fatal += 1;
+                        break;
+                    }
+                }
+                // Each slot taken is answered, once.
+                assert_eq!(packet.ids().len(), before - ring.len());
+            }
+        }
+        assert!(packets > 1000 && bad > 1000 && fatal > 1000, "{packets} {bad} {fatal}");
+    }
 }

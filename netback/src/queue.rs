@@ -89,6 +89,37 @@ impl Stop {
     }
 }
 
+/// What the queue threads ask of the main thread. They change nothing of the tap themselves: they may do no
+/// more than read, write and wait.
+#[derive(Debug)]
+pub(crate) struct Requests {
+    kick: Arc<EventFd>,
+    small_frames: AtomicBool,
+}
+
+impl Requests {
+    pub(crate) fn new(kick: Arc<EventFd>) -> Self {
+        Self { kick, small_frames: AtomicBool::new(false) }
+    }
+
+    /// Asks for frames that are cut up already. Wakes the main thread the first time only.
+    pub(crate) fn ask_for_small_frames(&self) {
+        if !self.small_frames.swap(true, SeqCst) {
+            let _ = self.kick.write(1);
+        }
+    }
+
+    /// Whether small frames were asked for.
+    pub(crate) fn wants_small_frames(&self) -> bool {
+        self.small_frames.load(SeqCst)
+    }
+
+    /// Wakes the main thread.
+    pub(crate) fn kick(&self) {
+        let _ = self.kick.write(1);
+    }
+}
+
 /// What both halves of a queue use.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -97,6 +128,7 @@ pub(crate) struct Link {
     pub(crate) queue: usize,
     pub(crate) grants: Arc<GrantTable>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) requests: Arc<Requests>,
 }
 
 /// The event channels of a queue: one for both rings, or (feature-split-event-channels) one for each.

@@ -165,7 +165,10 @@ impl Rx {
         // grant table does.
         let got = unsafe { link.tap.readv(link.queue, &vectors) }?;
         let Some(len) = got.checked_sub(VNET_HDR) else { return Ok(None) };
-        let Some(header) = VnetHeader::parse(&header) else { return Ok(None) };
+        let Some(header) = VnetHeader::parse(&header) else {
+            link.requests.ask_for_small_frames();
+            return Ok(None);
+        };
         if len < ETH_HLEN || len > room {
             return Ok(None);
         }
@@ -212,6 +215,8 @@ impl Rx {
             Some(GsoKind::TcpV6) => self.features.gso6 && found,
         };
         if !gso_ok {
+            // Sent again, it will come in segments.
+            link.requests.ask_for_small_frames();
             return None;
         }
         let flags = if found {

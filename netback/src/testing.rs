@@ -40,7 +40,7 @@ impl HostSide {
         // SAFETY: a new descriptor that nobody else owns.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         let side = Self { socket, name: name.to_owned(), index: index as i32 };
-        side.change(libc::SIOCSIFMTU, |request| request.ifr_ifru.ifru_mtu = mtu);
+        side.change(libc::SIOCSIFMTU, &mut |request| request.ifr_ifru.ifru_mtu = mtu);
         side.set_up(true);
         let on = 1i32;
         // SAFETY: the option is an int.
@@ -66,7 +66,7 @@ impl HostSide {
         side
     }
 
-    fn change(&self, request: libc::Ioctl, set: impl Fn(&mut libc::ifreq)) {
+    fn change(&self, request: libc::Ioctl, set: &mut dyn FnMut(&mut libc::ifreq)) {
         // SAFETY: all zeroes is an ifreq.
         let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in ifreq.ifr_name.iter_mut().zip(self.name.bytes()) {
@@ -81,7 +81,7 @@ impl HostSide {
     /// `ip link set NAME up` or `down`.
     pub(crate) fn set_up(&self, up: bool) {
         let flags = if up { libc::IFF_UP as i16 } else { 0 };
-        self.change(libc::SIOCSIFFLAGS, |request| request.ifr_ifru.ifru_flags = flags);
+        self.change(libc::SIOCSIFFLAGS, &mut |request| request.ifr_ifru.ifru_flags = flags);
         // The socket remembers that the interface was down; asking makes it forget.
         let (mut error, mut len) = (0i32, 4u32);
         // SAFETY: the option is an int.
@@ -96,6 +96,14 @@ impl HostSide {
     pub(crate) fn notice_carrier(&self) {
         self.set_up(false);
         self.set_up(true);
+    }
+
+    /// Whether the cable is plugged in (ETHTOOL_GLINK: cmd u32, data u32).
+    pub(crate) fn has_carrier(&self) -> bool {
+        const ETHTOOL_GLINK: u32 = 10;
+        let mut link = [ETHTOOL_GLINK, 0];
+        self.change(0x8946, &mut |request| request.ifr_ifru.ifru_data = link.as_mut_ptr().cast());
+        link[1] != 0
     }
 
     /// `ip link delete NAME`.

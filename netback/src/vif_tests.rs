@@ -410,6 +410,21 @@ fn an_impossible_ring_is_closed_and_everything_given_back() {
     }
 }
 
+#[test]
+fn one_impossible_ring_ends_all_queues_and_unplugs_the_cable() {
+    let mut rig = Rig::new(1500, 2);
+    rig.connect(2, true, LINUX);
+    rig.pairs[1].tx.req_prod = 300;
+    rig.push_tx(1);
+    // Only the threads' word: asking is_stopped() would clear up as after a disconnect.
+    wait("both queues to end", || {
+        rig.device.take_update();
+        rig.guest.domain.events.status(rig.pairs[0].tx_port).unwrap().status == 1 && !rig.host.has_carrier()
+    });
+    rig.wait_stopped();
+    assert_all_given_back(&rig.guest);
+}
+
 // Host to guest.
 
 #[test]
@@ -523,6 +538,24 @@ fn a_large_segment_is_cut_up_for_a_frontend_without_gso() {
     rig.host.send(blank(false, gso).emit(), &tcp_frame(false, 4500)).unwrap();
     let lens: Vec<_> = (0..5).map(|_| rig.receive(0).frame.len()).collect();
     assert_eq!(lens, [1054, 1054, 1054, 1054, 554]);
+}
+
+#[test]
+fn large_segments_behind_a_vlan_tag_come_cut_up_once_the_first_was_seen() {
+    let mut rig = Rig::connected(1500, LINUX);
+    rig.post(0, 60);
+    let frame = tcp_frame(false, 3000);
+    let tagged = [&frame[..12], &[0x81, 0, 0, 5], &frame[12..]].concat();
+    let gso = Some(Gso { size: 1000, kind: GsoKind::TcpV4 });
+    let csum = Some(PartialCsum { start: 38, offset: 16 });
+    let header = VnetHeader { csum, data_valid: false, gso, hdr_len: 58 }.emit();
+    rig.host.send(header, &tagged).unwrap();
+    wait("the main thread to be told", || rig.guest.domain.kick.read().is_ok());
+    assert_eq!(rig.device.take_update(), None);
+    rig.host.send(header, &tagged).unwrap();
+    let frames: Vec<_> = (0..3).map(|_| rig.receive(0)).collect();
+    assert!(frames.iter().all(|frame| frame.frame.len() == 58 + 1000 && frame.flags & RXF_CSUM_BLANK == 0));
+    assert_eq!(rig.counter("rx_drops"), 1);
 }
 
 #[test]
