@@ -296,7 +296,7 @@ mod tests {
             ("empty/none", "there is no such file; make it with"),
             ("", " is a directory; "),
             ("socket", " is neither a file nor a block device; "),
-            ("empty", " is empty; give it a size with"),
+            ("empty", " is empty; give it a size"),
             ("odd", " has 513 bytes, which is not a multiple of 512; "),
         ];
         for (name, words) in table {
