@@ -9,7 +9,7 @@ use crate::api::ApiError;
 use crate::boot::{BootError, ImageError as KernelImageError};
 use crate::config::{ConfigError, Problem};
 use crate::console::ConsoleError;
-use crate::domain::preflight::{FileProblem, NetProblem, PreflightError};
+use crate::domain::preflight::{FileProblem, PreflightError};
 use crate::domain::{DomainEntry, DomainError};
 use crate::machine::MachineError;
 use crate::network::NetworkError;
@@ -159,20 +159,17 @@ impl From<DomainError> for Failure {
 
 impl From<PreflightError> for Failure {
     fn from(error: PreflightError) -> Failure {
-        let status = match &error {
+        let status = match error {
+            PreflightError::Domain(error) => return error.into(),
+            PreflightError::Net(error) => return error.into(),
+            PreflightError::Disk(error) => return Failure::from_image(&error, None),
             PreflightError::Kernel { problem: FileProblem::Empty, .. } => ExitStatus::NotAKernel,
             PreflightError::Kernel { .. } => ExitStatus::KernelMissing,
             PreflightError::Initrd { .. } => ExitStatus::InitrdMissing,
             PreflightError::InitrdTooLarge { .. } => ExitStatus::InitrdTooLarge,
-            PreflightError::Disk(error) => disk_status(error),
             PreflightError::NoSuchImage { .. } => ExitStatus::DiskMissing,
-            PreflightError::DiskInUse(_) => ExitStatus::DiskInUse,
             PreflightError::SameImage { .. } => ExitStatus::DiskInUse,
-            PreflightError::Net { problem: NetProblem::Missing, .. } => ExitStatus::BridgeMissing,
-            PreflightError::Net { problem: NetProblem::NotABridge, .. } => ExitStatus::NotABridge,
-            PreflightError::Net { problem: NetProblem::Host(_), .. } | PreflightError::Host { .. } => {
-                ExitStatus::HostError
-            }
+            PreflightError::Host { .. } => ExitStatus::HostError,
         };
         Failure::new(status, error)
     }

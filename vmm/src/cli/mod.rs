@@ -111,12 +111,17 @@ impl Write for Stderr {
         if !crate::console::terminal::is_raw() {
             return io::stderr().write_all(&text);
         }
-        let lines = text.split_inclusive(|b| *b == b'\n').flat_map(|line| match line.strip_suffix(b"\n") {
-            Some(line) => [line, b"\r\n"],
-            None => [line, b""],
-        });
-        io::stderr().write_all(&lines.collect::<Vec<_>>().concat())
+        io::stderr().write_all(&with_returns(&text))
     }
+}
+
+/// Puts a carriage return before every line feed.
+fn with_returns(text: &[u8]) -> Vec<u8> {
+    let bytes = text.iter().flat_map(|byte| match byte {
+        b'\n' => b"\r\n",
+        byte => std::slice::from_ref(byte),
+    });
+    bytes.copied().collect()
 }
 
 impl Drop for Stderr {
@@ -139,4 +144,14 @@ fn tell_panics_in_one_line() {
         // SAFETY: _exit takes a number. Destructors must not run beside the thread that panics.
         unsafe { libc::_exit(status.code().into()) }
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_for_a_raw_terminal_begin_at_its_left_edge() {
+        assert_eq!(with_returns(b"one\ntwo\n\nthree"), b"one\r\ntwo\r\n\r\nthree");
+    }
 }

@@ -1,5 +1,6 @@
 //! `--disk`: an image file or block device, and the guest's name for it.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -28,7 +29,7 @@ pub struct DiskConfig {
 pub struct DiskSpec {
     /// As in [`DiskConfig`].
     pub path: PathBuf,
-    /// The guest's name for the disk, or the first free one of `xvda`, `xvdb`, ...
+    /// The guest's name for the disk, or else the first free one of `xvda`, `xvdb`, ...
     pub vdev: Option<Vdev>,
     /// As in [`DiskConfig`].
     pub readonly: bool,
@@ -68,29 +69,23 @@ impl DiskSpec {
         Ok(DiskSpec { path: path.into(), vdev, readonly: readonly.unwrap_or(false) })
     }
 
-    /// Gives the disks without a name the first free ones of `xvda`, `xvdb`, ... in their order.
+    /// Gives each disk without a name the first of `xvda`, `xvdb`, ... that no disk before it has: the first
+    /// `--disk img` is always `xvda`, whatever follows.
     pub fn assign(specs: Vec<DiskSpec>) -> Result<Vec<DiskConfig>, ConfigError> {
-        let mut taken: Vec<Vdev> = Vec::new();
-        for spec in &specs {
-            if let Some(vdev) = spec.vdev {
-                if taken.contains(&vdev) {
-                    let problem = Problem::SameVdev(vdev.to_string());
-                    return Err(ConfigError::new(FLAG, spec.path.display(), problem));
-                }
-                taken.push(vdev);
+        let mut disks: Vec<DiskConfig> = Vec::new();
+        let mut names = HashSet::new();
+        let mut free = (0..).map_while(Vdev::xvd);
+        for DiskSpec { path, vdev, readonly } in specs {
+            let fail = |problem| Err(ConfigError::new(FLAG, path.display(), problem));
+            let Some(vdev) = vdev.or_else(|| free.find(|vdev| !names.contains(vdev))) else {
+                return fail(Problem::Syntax("there is no free name; give fewer disks".into()));
+            };
+            if !names.insert(vdev) {
+                return fail(Problem::SameVdev(vdev.to_string()));
             }
+            disks.push(DiskConfig { path, vdev, readonly });
         }
-        let mut next = (0..).map_while(Vdev::xvd).filter(|vdev| !taken.contains(vdev));
-        specs
-            .into_iter()
-            .map(|DiskSpec { path, vdev, readonly }| {
-                let vdev = vdev.or_else(|| next.next()).ok_or_else(|| {
-                    let problem = Problem::Syntax("there is no free name; give fewer disks".into());
-                    ConfigError::new(FLAG, path.display(), problem)
-                })?;
-                Ok(DiskConfig { path, vdev, readonly })
-            })
-            .collect()
+        Ok(disks)
     }
 }
 
@@ -148,9 +143,9 @@ mod tests {
     fn disks_without_a_name_get_the_free_ones_in_order() {
         let specs = vec![
             disk("a", None, false),
-            disk("b", Some("xvda"), false),
+            disk("b", Some("xvdb"), false),
             disk("c", None, false),
-            disk("d", Some("xvdc"), false),
+            disk("d", Some("sda"), false),
             disk("e", None, false),
         ];
         let names: Vec<String> = DiskSpec::assign(specs)
@@ -158,7 +153,14 @@ mod tests {
             .iter()
             .map(|d| format!("{}={}", d.path.display(), d.vdev))
             .collect();
-        assert_eq!(names, ["a=xvdb", "b=xvda", "c=xvdd", "d=xvdc", "e=xvde"]);
+        assert_eq!(names, ["a=xvda", "b=xvdb", "c=xvdc", "d=sda", "e=xvdd"]);
+    }
+
+    #[test]
+    fn the_name_of_a_disk_does_not_depend_on_those_behind_it() {
+        let error =
+            DiskSpec::assign(vec![disk("a", None, false), disk("b", Some("xvda"), false)]).unwrap_err();
+        assert_eq!(error.problem, Problem::SameVdev("xvda".into()));
     }
 
     #[test]

@@ -3,16 +3,15 @@
 //! The names in a description become absolute paths, and what is missing or of the wrong kind is told while
 //! no id is taken and no interface made. The parts that open a file later check again what they got.
 
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use blkback::{DiskImage, ImageError};
 
 use super::{DomainError, ImageId, Registry};
 use crate::config::{ConsoleTarget, DiskConfig, DomainConfig};
+use crate::network::{self, NetworkError};
 
 /// What stands in the way on the host. One sentence.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +53,9 @@ pub enum PreflightError {
         /// The images folder.
         images: PathBuf,
     },
-    /// Another domain has the image.
+    /// A running domain has the name or an image, or the folder of running domains cannot be used.
     #[error(transparent)]
-    DiskInUse(DomainError),
+    Domain(DomainError),
     /// Two disks lead to one image, and one of them is writable.
     #[error("--disk {}: {} is the same image; a writable image can be one disk only", path.display(), other.display())]
     SameImage {
@@ -66,13 +65,8 @@ pub enum PreflightError {
         other: PathBuf,
     },
     /// A bridge cannot be used.
-    #[error("--net {bridge}: {problem}")]
-    Net {
-        /// The bridge.
-        bridge: String,
-        /// The reason.
-        problem: NetProblem,
-    },
+    #[error(transparent)]
+    Net(#[from] NetworkError),
     /// The host cannot answer.
     #[error("{what}: {source}")]
     Host {
@@ -100,20 +94,6 @@ pub enum FileProblem {
     NotReadable(io::Error),
 }
 
-/// Why an interface cannot be plugged in.
-#[derive(Debug, thiserror::Error)]
-pub enum NetProblem {
-    /// There is no interface of that name.
-    #[error("no bridge of that name; make it with `ip link add NAME type bridge` and `ip link set NAME up`")]
-    Missing,
-    /// The interface is something else.
-    #[error("the interface is not a bridge; name a bridge, `ip link show type bridge` lists them")]
-    NotABridge,
-    /// The host cannot answer.
-    #[error("cannot ask the host about it: {0}")]
-    Host(io::Error),
-}
-
 /// Makes the paths in `config` absolute, gives every interface an address, and checks that kernel, initrd,
 /// images and bridges are there and of the right kind. Nothing on the host is changed.
 pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
@@ -129,10 +109,9 @@ pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
             return Err(PreflightError::InitrdTooLarge { path: initrd.clone(), size, memory: config.memory });
         }
     }
-    for path in [Some(&mut config.kernel), config.initrd.as_mut(), Some(&mut config.run_dir)] {
-        if let Some(path) = path {
-            *path = here.join(&path);
-        }
+    let paths = [Some(&mut config.kernel), config.initrd.as_mut(), Some(&mut config.run_dir)];
+    for path in paths.into_iter().flatten() {
+        *path = here.join(&path);
     }
     if let ConsoleTarget::File(path) = &mut config.console {
         *path = here.join(&path);
@@ -149,10 +128,14 @@ pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
         images.push((id, disk));
     }
     for net in &config.nets {
-        let fail = |problem| PreflightError::Net { bridge: net.bridge.clone(), problem };
-        check_bridge(&net.bridge).map_err(fail)?;
+        network::check_bridge(&net.bridge)?;
     }
-
+    if let Some(name) = &config.name
+        && let Some(registry) = Registry::open_existing(&config.run_dir).map_err(PreflightError::Domain)?
+    {
+        // Asked again under the lock when the domain is made; here it costs no unpacking of a kernel.
+        registry.check_name_free(name).map_err(PreflightError::Domain)?;
+    }
     config.assign_macs();
     Ok(())
 }
@@ -180,7 +163,7 @@ fn check_image(disk: &DiskConfig, run_dir: &Path) -> Result<ImageId, PreflightEr
             let registry = Registry::open_existing(run_dir).ok().flatten();
             let holder = registry.and_then(|r| r.find_holder(&disk.path, disk.readonly).ok().flatten());
             Err(match holder {
-                Some(holder) => PreflightError::DiskInUse(DomainError::disk_in_use(&disk.path, &holder)),
+                Some(holder) => PreflightError::Domain(DomainError::disk_in_use(&disk.path, &holder)),
                 None => PreflightError::Disk(error),
             })
         }
@@ -202,59 +185,6 @@ fn readable_file(path: &Path) -> Result<u64, FileProblem> {
     }
     File::open(path).map_err(FileProblem::NotReadable)?;
     Ok(meta.len())
-}
-
-/// Asks the kernel for the driver of the interface: the namespace of the process counts, which is not
-/// always the one that /sys shows.
-fn check_bridge(name: &str) -> Result<(), NetProblem> {
-    let c_name = CString::new(name).map_err(|_| NetProblem::Missing)?;
-    // SAFETY: the name is a valid C string.
-    if unsafe { libc::if_nametoindex(c_name.as_ptr()) } == 0 {
-        let error = io::Error::last_os_error();
-        return Err(match error.raw_os_error() {
-            Some(libc::ENODEV | libc::ENXIO | libc::ENOENT) => NetProblem::Missing,
-            _ => NetProblem::Host(error),
-        });
-    }
-    match interface_driver(&c_name) {
-        Ok(driver) if driver == "bridge" => Ok(()),
-        Ok(_) => Err(NetProblem::NotABridge),
-        // The loopback interface and some tunnels have no driver to tell.
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(NetProblem::NotABridge),
-        Err(error) => Err(NetProblem::Host(error)),
-    }
-}
-
-/// `struct ethtool_drvinfo` (linux/ethtool.h).
-#[repr(C)]
-struct DriverInfo {
-    cmd: u32,
-    driver: [u8; 32],
-    /// version, fw_version, bus_info, erom_version, reserved2, n_priv_flags .. regdump_len
-    rest: [u8; 32 * 4 + 12 + 5 * 4],
-}
-
-const _: () = assert!(size_of::<DriverInfo>() == 196);
-
-fn interface_driver(name: &CString) -> io::Result<String> {
-    const ETHTOOL_GDRVINFO: u32 = 3;
-    const SIOCETHTOOL: libc::Ioctl = 0x8946;
-    // Any socket does.
-    let socket = std::os::unix::net::UnixDatagram::unbound()?;
-    let mut info = DriverInfo { cmd: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
-    // SAFETY: all zeros are a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.to_bytes()).take(libc::IFNAMSIZ - 1) {
-        *to = from.cast_signed();
-    }
-    request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut info).cast();
-    // SAFETY: the kernel reads the ifreq and writes no more than an ethtool_drvinfo behind its pointer;
-    // both outlive the call.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &mut request) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let driver: Vec<u8> = info.driver.into_iter().take_while(|b| *b != 0).collect();
-    Ok(String::from_utf8_lossy(&driver).into_owned())
 }
 
 #[cfg(test)]
@@ -366,7 +296,7 @@ mod tests {
             ("empty/none", "there is no such file; make it with"),
             ("", " is a directory; "),
             ("socket", " is neither a file nor a block device; "),
-            ("empty", " is empty; give it a size with"),
+            ("empty", " is empty; give it a size"),
             ("odd", " has 513 bytes, which is not a multiple of 512; "),
         ];
         for (name, words) in table {
@@ -408,16 +338,25 @@ mod tests {
     }
 
     #[test]
-    fn a_bridge_that_is_not_there_is_told() {
+    fn bridges_that_are_none_are_told() {
         let (_dir, mut config) = sample();
         config.nets = vec!["xvmm-none".parse().unwrap()];
         let error = prepare(&mut config).unwrap_err();
-        assert!(matches!(error, PreflightError::Net { problem: NetProblem::Missing, .. }), "{error}");
+        assert!(matches!(error, PreflightError::Net(NetworkError::NoBridge(_))), "{error}");
+        config.nets = vec!["lo".parse().unwrap()];
+        let error = prepare(&mut config).unwrap_err();
+        assert!(matches!(error, PreflightError::Net(NetworkError::NotABridge { .. })), "{error}");
     }
 
     #[test]
-    fn an_interface_that_is_no_bridge_is_told() {
-        let error = check_bridge("lo").unwrap_err();
-        assert!(matches!(error, NetProblem::NotABridge), "{error}");
+    fn a_name_that_is_taken_is_told() {
+        let (dir, mut config) = sample();
+        config.name = Some("web".into());
+        config.run_dir = dir.path().join("run");
+        prepare(&mut config).unwrap();
+        let other = DomainConfig { disks: Vec::new(), ..config.clone() };
+        let _domain = Registry::open(&config.run_dir).unwrap().create(&other).unwrap();
+        let error = prepare(&mut config).unwrap_err();
+        assert!(matches!(error, PreflightError::Domain(DomainError::NameTaken { .. })), "{error}");
     }
 }

@@ -146,16 +146,18 @@ impl Registry {
         Ok(domains.into_iter().find(|domain| Some(domain.domid) == domid))
     }
 
+    /// Refuses a name that a running domain has.
+    pub fn check_name_free(&self, name: &str) -> Result<(), DomainError> {
+        name_free(&self.list()?, name)
+    }
+
     /// Makes the state folder of a new domain: the next id, its name and its disks belong to this process
     /// until the returned value is dropped.
     pub fn create(&self, config: &DomainConfig) -> Result<DomainDir, DomainError> {
         let locked = self.lock()?;
         let domains = locked.domains()?;
-        let holder_of_name = |name: &str| domains.iter().find(|domain| domain.name == name);
-        if let Some(name) = &config.name
-            && let Some(domain) = holder_of_name(name)
-        {
-            return Err(DomainError::NameTaken { name: name.clone(), domid: domain.domid });
+        if let Some(name) = &config.name {
+            name_free(&domains, name)?;
         }
         for disk in &config.disks {
             if let Some(domain) = holder(&domains, &disk.path, disk.readonly) {
@@ -167,7 +169,7 @@ impl Registry {
         let (domid, name) = loop {
             let domid = locked.take_id()?;
             let name = config.name.clone().unwrap_or_else(|| format!("{AUTOMATIC_NAME}{domid}"));
-            if holder_of_name(&name).is_none() {
+            if name_free(&domains, &name).is_ok() {
                 break (domid, name);
             }
         };
@@ -194,6 +196,13 @@ impl Registry {
     /// The state folder of `domid`.
     pub(super) fn folder(&self, domid: DomId) -> PathBuf {
         self.run_dir.join(domid.to_string())
+    }
+}
+
+fn name_free(domains: &[DomainEntry], name: &str) -> Result<(), DomainError> {
+    match domains.iter().find(|domain| domain.name == name) {
+        Some(domain) => Err(DomainError::NameTaken { name: name.to_owned(), domid: domain.domid }),
+        None => Ok(()),
     }
 }
 
