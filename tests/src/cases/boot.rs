@@ -11,7 +11,7 @@ use crate::{Result, check};
 pub fn boot(bench: &Bench) -> Result<()> {
     let mut guest = bench.guest().start()?;
     let messages = guest.sh("dmesg")?;
-    check!(messages.contains("Hypervisor detected: Xen PVH"), "no Xen PVH in the kernel's messages");
+    check!(messages.contains("Booting kernel on Xen PVH"), "no Xen PVH in the kernel's messages");
     let vcpus = guest.sh("nproc")?;
     check!(vcpus == bench.config.vcpus.to_string(), "{vcpus} processors are online");
     check!(guest.sh("cat /sys/hypervisor/type")? == "xen", "the guest's hypervisor is not xen");

@@ -7,9 +7,9 @@ use super::{Bench, interfaces};
 use crate::{Result, check};
 
 /// The exit status after a crash of the guest.
-const CRASHED: i32 = 60;
+const CRASHED: i32 = 4;
 /// The exit status after the end of a guest by force.
-const FORCED: i32 = 61;
+const FORCED: i32 = 5;
 
 /// A reboot gives the same domain the next id; its name, disks and interfaces are there again.
 pub fn reboot(bench: &Bench) -> Result<()> {

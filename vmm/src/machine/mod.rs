@@ -7,6 +7,7 @@ mod vcpu;
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
@@ -18,7 +19,7 @@ use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CAP_XEN_HVM, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
     KVM_X2APIC_API_USE_32BIT_IDS, KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL, KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
     KVM_XEN_HVM_CONFIG_HYPERCALL_MSR, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL, KVM_XEN_HVM_CONFIG_RUNSTATE,
-    KVM_XEN_HVM_CONFIG_SHARED_INFO, kvm_enable_cap,
+    KVM_XEN_HVM_CONFIG_SHARED_INFO, kvm_enable_cap, kvm_msi,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
@@ -159,6 +160,7 @@ pub struct Machine {
     queues: Arc<[VcpuQueue]>,
     fds: Mutex<Vec<VcpuFd>>,
     places: Mutex<HashMap<OverlayPage, Gfn>>,
+    long_mode: AtomicBool,
     stop: Arc<StopSignal>,
     early: OnceLock<EarlyOutput>,
 }
@@ -211,6 +213,7 @@ impl Machine {
             queues: (0..config.vcpus).map(|_| VcpuQueue::default()).collect(),
             fds: Mutex::new(fds),
             places: Mutex::default(),
+            long_mode: AtomicBool::new(true),
             stop: Arc::new(StopSignal::new().map_err(MachineError::kvm("an eventfd"))?),
             early: OnceLock::new(),
         }))
@@ -289,6 +292,18 @@ impl Machine {
         }
     }
 
+    /// Raises `vector` on the local APIC of vCPU `id`.
+    fn inject(&self, id: u32, vector: u8) -> io::Result<()> {
+        // Intel SDM vol. 3, 11.11: destination in bits 19:12, the rest of an x2APIC id above in the high half.
+        let msi = kvm_msi {
+            address_lo: 0xfee0_0000 | (id & 0xff) << 12,
+            address_hi: id & !0xff,
+            data: vector.into(),
+            ..Default::default()
+        };
+        self.vm.signal_msi(msi).map(drop).map_err(io::Error::from)
+    }
+
     fn post(&self, id: u32, task: Task) -> Result<(), Errno> {
         self.queues.get(id as usize).ok_or(Errno(libc::ENOENT))?.post(task);
         Ok(())
@@ -342,6 +357,7 @@ impl Platform for Machine {
     }
 
     fn set_long_mode(&self, on: bool) {
+        self.long_mode.store(on, SeqCst);
         if let Err(error) = kvm_xen::set_long_mode(&*self.vm, on) {
             tracing::warn!(%error, "KVM refused the layout of shared_info");
         }
@@ -360,7 +376,7 @@ impl Platform for Machine {
             VcpuSetting::Info(gpa) => Task::MoveInfo(gpa),
             VcpuSetting::TimeArea(gpa) => Task::Attr(VcpuAttr::TimeInfo(gpa.unwrap_or(kvm_xen::INVALID))),
             VcpuSetting::Runstate(gpa) => Task::Attr(VcpuAttr::Runstate(gpa)),
-            VcpuSetting::UpcallVector(vector) => Task::Attr(VcpuAttr::UpcallVector(vector)),
+            VcpuSetting::UpcallVector(vector) => Task::UpcallVector(vector),
             VcpuSetting::Timer(deadline) => Task::Timer(deadline),
             VcpuSetting::Block => Task::Block,
         };

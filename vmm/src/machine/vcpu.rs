@@ -5,6 +5,7 @@
 //! the task, which is what makes a hypercall on one vCPU that changes another one safe to answer at once.
 
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,7 +14,7 @@ use kvm_bindings::{
     KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL, KVM_MP_STATE_HALTED, kvm_mp_state, kvm_regs, kvm_segment,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::kvm_xen::{self, VcpuAttr};
@@ -27,6 +28,9 @@ pub(super) const SHARED_INFO_VCPUS: u32 = 32;
 pub(super) const VCPU_INFO_SIZE: u64 = 64;
 /// Offset of vcpu_info.time: the pvclock, which is KVM's to write.
 const TIME_OFFSET: usize = 32;
+/// Places of evtchn_pending_sel in vcpu_info, in the 64-bit and the 32-bit layout.
+const SELECTOR_64: Range<usize> = 8..16;
+const SELECTOR_32: Range<usize> = 4..8;
 /// Early output of kernels with earlyprintk=xen.
 const DEBUG_PORT: u16 = 0xe9;
 /// Counters of a PC's interval timer, which a PVH guest does not have.
@@ -41,6 +45,8 @@ pub(super) enum Task {
     DefaultInfo(u64),
     /// Moves vcpu_info: what is pending moves with it.
     MoveInfo(u64),
+    /// The vector of the upcall.
+    UpcallVector(u8),
     /// The port of the timer.
     TimerPort(Option<Port>),
     /// The next expiry of the timer, in guest ns; 0: off.
@@ -165,6 +171,7 @@ pub(super) struct VcpuThread {
     machine: Arc<Machine>,
     hypercalls: Arc<Hypercalls>,
     timer_port: Option<Port>,
+    upcall_vector: Option<u8>,
     /// Where vcpu_info is, and whether the guest chose the place.
     info: Option<(u64, bool)>,
 }
@@ -177,7 +184,7 @@ enum Next {
 
 impl VcpuThread {
     pub(super) fn new(id: u32, fd: VcpuFd, machine: Arc<Machine>, hypercalls: Arc<Hypercalls>) -> Self {
-        Self { id, fd, machine, hypercalls, timer_port: None, info: None }
+        Self { id, fd, machine, hypercalls, timer_port: None, upcall_vector: None, info: None }
     }
 
     pub(super) fn run(mut self) {
@@ -197,6 +204,11 @@ impl VcpuThread {
         for task in queue.take() {
             let result = match task {
                 Task::Attr(attr) => kvm_xen::set_vcpu_attr(&self.fd, attr),
+                Task::UpcallVector(vector) => {
+                    self.upcall_vector = Some(vector);
+                    let attr = VcpuAttr::UpcallVector(vector);
+                    kvm_xen::set_vcpu_attr(&self.fd, attr).and_then(|()| self.upcall_if_pending())
+                }
                 Task::DefaultInfo(gpa) => match self.info {
                     Some((_, true)) => Ok(()),
                     _ => self.place_info(gpa, false),
@@ -232,18 +244,40 @@ impl VcpuThread {
         Ok(())
     }
 
-    /// Copies what is pending from the old place, then marks everything as pending: an event that came between
-    /// is found by the upcall that this causes, as on Xen.
+    /// Moves vcpu_info. An event that comes while it is moved may still go to the old place: what is pending
+    /// there afterwards is taken along.
     fn move_info(&mut self, gpa: u64) -> io::Result<()> {
+        let ram = Arc::clone(&self.machine.ram);
+        let old = self.info.map(|(old, _)| GuestAddress(old));
         let mut info = [0; TIME_OFFSET];
-        if let Some((old, _)) = self.info {
-            self.machine.ram.read_slice(&mut info, GuestAddress(old)).map_err(io::Error::other)?;
+        if let Some(old) = old {
+            ram.read_slice(&mut info, old).map_err(io::Error::other)?;
         }
-        // evtchn_upcall_pending @0, evtchn_pending_sel @8 (4 in the 32-bit layout, where arch follows).
-        info[0] = 1;
-        info[8..16].fill(0xff);
-        self.machine.ram.write_slice(&info, GuestAddress(gpa)).map_err(io::Error::other)?;
-        self.place_info(gpa, true)
+        ram.write_slice(&info, GuestAddress(gpa)).map_err(io::Error::other)?;
+        self.place_info(gpa, true)?;
+        if let Some(old) = old {
+            let selector = if self.machine.long_mode.load(SeqCst) { SELECTOR_64 } else { SELECTOR_32 };
+            let mut late = [0; TIME_OFFSET];
+            ram.read_slice(&mut late, old).map_err(io::Error::other)?;
+            for (at, byte) in late.iter().enumerate().take(selector.end).skip(selector.start) {
+                // A byte of the selector, atomically, for the guest and KVM write to it as well.
+                let byte_gpa = GuestAddress(gpa + at as u64);
+                let place = ram.get_slice(byte_gpa, 1).map_err(io::Error::other)?;
+                let place = place.get_atomic_ref::<AtomicU8>(0).map_err(io::Error::other)?;
+                place.fetch_or(*byte, SeqCst);
+            }
+            if late[0] != 0 {
+                ram.store(1u8, GuestAddress(gpa), SeqCst).map_err(io::Error::other)?;
+            }
+        }
+        self.upcall_if_pending()
+    }
+
+    /// Raises the upcall if vcpu_info says that one is pending: KVM only does so when an event makes it so.
+    fn upcall_if_pending(&self) -> io::Result<()> {
+        let (Some((info, _)), Some(vector)) = (self.info, self.upcall_vector) else { return Ok(()) };
+        let pending: u8 = self.machine.ram.load(GuestAddress(info), SeqCst).map_err(io::Error::other)?;
+        if pending == 0 { Ok(()) } else { self.machine.inject(self.id, vector) }
     }
 
     fn run_guest(&mut self) -> Next {
