@@ -75,7 +75,7 @@ impl SharedPages {
 
     fn checked<T>(&self, offset: usize) -> Option<NonNull<T>> {
         let end = offset.checked_add(size_of::<T>())?;
-        if end > self.pages * PAGE_SIZE || offset % align_of::<T>() != 0 {
+        if end > self.pages * PAGE_SIZE || !offset.is_multiple_of(align_of::<T>()) {
             return None;
         }
         // SAFETY: the offset is inside the mapping.

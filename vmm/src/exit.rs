@@ -255,7 +255,7 @@ impl From<MachineError> for Failure {
             MachineError::KvmNotPermitted => ExitStatus::KvmNotPermitted,
             MachineError::KvmUnable(_) => ExitStatus::KvmUnusable,
             MachineError::NoXen(_) => ExitStatus::KvmNoXen,
-            MachineError::TooManyVcpus { .. } => ExitStatus::TooManyVcpus,
+            MachineError::TooManyVcpus { .. } | MachineError::AcpiTooLong(_) => ExitStatus::TooManyVcpus,
             MachineError::Memory(_) | MachineError::Kvm { .. } => ExitStatus::HostError,
             MachineError::Cpuid(_) => ExitStatus::Internal,
         };

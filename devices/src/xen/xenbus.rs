@@ -355,3 +355,245 @@ impl Slot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::testing::FakeGuest;
+
+    #[derive(Default)]
+    struct MemoryStore(BTreeMap<String, String>);
+
+    impl Store for MemoryStore {
+        fn read(&self, path: &str) -> Option<String> {
+            self.0.get(path).cloned()
+        }
+        fn write(&mut self, path: &str, value: &str) {
+            self.0.insert(path.into(), value.into());
+        }
+        fn remove(&mut self, path: &str) {
+            self.0.retain(|key, _| key != path && !key.starts_with(&format!("{path}/")));
+        }
+        fn make_directory(&mut self, _: &str, _: DomId, _: DomId) {}
+    }
+
+    /// What happened to a device, in order; and how it behaves.
+    #[derive(Default)]
+    struct Record {
+        calls: Vec<&'static str>,
+        slow_to_stop: bool,
+        refuse: bool,
+        update: Option<Keys>,
+    }
+
+    struct TestDevice(Arc<Mutex<Record>>);
+
+    impl BackendDevice for TestDevice {
+        fn class(&self) -> &'static str {
+            "vbd"
+        }
+        fn index(&self) -> u32 {
+            51712
+        }
+        fn frontend_keys(&self) -> Keys {
+            vec![("virtual-device".into(), "51712".into())]
+        }
+        fn backend_keys(&self) -> Keys {
+            vec![("mode".into(), "w".into())]
+        }
+        fn connect(&mut self, frontend: &dyn FrontendKeys, _: &DomainHandle) -> Result<Keys, ConnectError> {
+            let mut record = self.0.lock().unwrap();
+            if record.refuse {
+                return Err(ConnectError("no ring".into()));
+            }
+            record.calls.push("connect");
+            Ok(vec![("saw".into(), frontend.read("ring-ref").unwrap_or_default())])
+        }
+        fn disconnect(&mut self) {
+            self.0.lock().unwrap().calls.push("disconnect");
+        }
+        fn is_stopped(&mut self) -> bool {
+            !self.0.lock().unwrap().slow_to_stop
+        }
+        fn take_update(&mut self) -> Option<Keys> {
+            self.0.lock().unwrap().update.take()
+        }
+    }
+
+    const FRONT: &str = "/local/domain/1/device/vbd/51712";
+    const BACK: &str = "/local/domain/0/backend/vbd/1/51712";
+
+    struct Bench {
+        store: MemoryStore,
+        xenbus: Xenbus,
+        record: Arc<Mutex<Record>>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let record = Arc::new(Mutex::new(Record::default()));
+            let mut store = MemoryStore::default();
+            let mut xenbus = Xenbus::new(DomId(1), FakeGuest::new(1).domain);
+            assert_eq!(xenbus.add(&mut store, Box::new(TestDevice(Arc::clone(&record)))), FRONT);
+            Self { store, xenbus, record }
+        }
+
+        /// The frontend goes to `state`; returns the backend's.
+        fn front(&mut self, state: &str) -> String {
+            self.store.write(&format!("{FRONT}/state"), state);
+            self.xenbus.frontend_changed(&mut self.store, &format!("{FRONT}/state"));
+            self.back()
+        }
+
+        fn back(&self) -> String {
+            self.store.read(&format!("{BACK}/state")).unwrap_or_default()
+        }
+
+        fn calls(&self) -> Vec<&'static str> {
+            self.record.lock().unwrap().calls.clone()
+        }
+    }
+
+    #[test]
+    fn a_device_is_offered_with_its_keys_and_states() {
+        let expected = [
+            (format!("{BACK}/frontend"), FRONT),
+            (format!("{BACK}/frontend-id"), "1"),
+            (format!("{BACK}/mode"), "w"),
+            (format!("{BACK}/online"), "1"),
+            (format!("{BACK}/state"), "2"),
+            (format!("{FRONT}/backend"), BACK),
+            (format!("{FRONT}/backend-id"), "0"),
+            (format!("{FRONT}/state"), "1"),
+            (format!("{FRONT}/virtual-device"), "51712"),
+        ];
+        let expected: BTreeMap<_, _> = expected.map(|(key, value)| (key, value.to_owned())).into();
+        assert_eq!(Bench::new().store.0, expected);
+    }
+
+    #[test]
+    fn an_orderly_frontend_connects_closes_and_connects_again() {
+        let mut bench = Bench::new();
+        bench.store.write(&format!("{FRONT}/ring-ref"), "8");
+        assert_eq!(bench.front("3"), "4");
+        assert_eq!(bench.store.read(&format!("{BACK}/saw")).unwrap(), "8");
+        assert_eq!(bench.front("4"), "4");
+        assert_eq!(bench.front("5"), "5");
+        assert_eq!(bench.front("6"), "6");
+        // netfront waits in Closed until its module is loaded again.
+        assert_eq!(bench.front("6"), "6");
+        assert_eq!(bench.front("1"), "2");
+        assert_eq!(bench.front("4"), "4");
+        assert_eq!(bench.calls(), ["connect", "disconnect", "connect"]);
+    }
+
+    #[test]
+    fn a_frontend_that_lets_go_without_closing_finds_the_backend_connected() {
+        let mut bench = Bench::new();
+        bench.front("3");
+        bench.front("4");
+        assert_eq!(bench.front("6"), "4");
+        assert_eq!(bench.calls(), ["connect", "disconnect"]);
+        assert_eq!(bench.front("3"), "4");
+        assert_eq!(bench.calls(), ["connect", "disconnect", "connect"]);
+    }
+
+    #[test]
+    fn nothing_is_connected_while_a_former_connection_holds_pages() {
+        let mut bench = Bench::new();
+        bench.front("4");
+        bench.record.lock().unwrap().slow_to_stop = true;
+        assert_eq!(bench.front("5"), "5");
+        assert_eq!(bench.front("6"), "5");
+        assert_eq!(bench.front("3"), "5");
+        assert_eq!(bench.front("1"), "5");
+        bench.record.lock().unwrap().slow_to_stop = false;
+        bench.xenbus.kicked(&mut bench.store);
+        assert_eq!(bench.back(), "2");
+        assert_eq!(bench.front("3"), "4");
+        assert_eq!(bench.calls(), ["connect", "disconnect", "connect"]);
+    }
+
+    #[test]
+    fn a_frontend_that_starts_anew_is_disconnected_first() {
+        let mut bench = Bench::new();
+        bench.front("4");
+        assert_eq!(bench.front("1"), "2");
+        assert_eq!(bench.calls(), ["connect", "disconnect"]);
+    }
+
+    #[test]
+    fn a_removed_frontend_directory_closes_the_backend() {
+        let mut bench = Bench::new();
+        bench.front("4");
+        bench.store.remove(FRONT);
+        bench.xenbus.frontend_changed(&mut bench.store, FRONT);
+        assert_eq!(bench.back(), "6");
+        assert_eq!(bench.calls(), ["connect", "disconnect"]);
+    }
+
+    #[test]
+    fn a_refused_frontend_is_told_why_and_not_tried_again() {
+        let mut bench = Bench::new();
+        bench.record.lock().unwrap().refuse = true;
+        assert_eq!(bench.front("3"), "5");
+        let error = bench.store.read("/local/domain/1/error/device/vbd/51712/error");
+        assert_eq!(error.unwrap(), "no ring");
+        bench.record.lock().unwrap().refuse = false;
+        bench.xenbus.kicked(&mut bench.store);
+        assert_eq!(bench.back(), "5");
+        bench.front("6");
+        assert_eq!(bench.front("1"), "2");
+        assert_eq!(bench.front("3"), "4");
+    }
+
+    #[test]
+    fn states_that_are_none_disconnect_and_harm_nothing() {
+        let mut bench = Bench::new();
+        for state in ["4", "99", "", "-1", "4", "\0", "5", "5", "2", "7", "8", "6", "1", "3"] {
+            bench.front(state);
+        }
+        assert_eq!(bench.back(), "4");
+    }
+
+    #[test]
+    fn a_changed_size_is_announced_by_writing_the_state_again() {
+        let mut bench = Bench::new();
+        bench.front("4");
+        bench.record.lock().unwrap().update = Some(vec![("sectors".into(), "2048".into())]);
+        bench.store.0.remove(&format!("{BACK}/state"));
+        bench.xenbus.kicked(&mut bench.store);
+        assert_eq!(bench.store.read(&format!("{BACK}/sectors")).unwrap(), "2048");
+        assert_eq!(bench.back(), "4");
+    }
+
+    #[test]
+    fn a_removal_waits_for_the_frontend() {
+        let mut bench = Bench::new();
+        bench.front("4");
+        bench.xenbus.remove(&mut bench.store, "vbd", 51712, false);
+        assert_eq!(bench.back(), "5");
+        assert_eq!(bench.store.read(&format!("{BACK}/online")).unwrap(), "0");
+        bench.front("5");
+        bench.front("6");
+        assert!(
+            !bench.store.0.keys().any(|k| k.starts_with(FRONT) || k.starts_with(BACK)),
+            "{:?}",
+            bench.store.0
+        );
+    }
+
+    #[test]
+    fn a_forced_removal_does_not_wait() {
+        let mut bench = Bench::new();
+        bench.front("4");
+        bench.xenbus.remove(&mut bench.store, "vbd", 51712, true);
+        assert!(bench.store.0.is_empty(), "{:?}", bench.store.0);
+        assert_eq!(bench.calls(), ["connect", "disconnect"]);
+    }
+}

@@ -24,7 +24,7 @@ use super::control::{Control, Ending, Requests, Signals};
 use super::store_service::StoreService;
 use super::{DomainDir, Registry, preflight};
 use crate::api::{ApiHandler, ApiServer, Shutdown};
-use crate::boot::{Initrd, Kernel, LoadRequest};
+use crate::boot::{Initrd, Kernel, LoadRequest, MemmapEntry};
 use crate::config::{DomainConfig, NetConfig, OnReboot};
 use crate::console::Console;
 use crate::exit::{ExitStatus, Failure};
@@ -36,7 +36,7 @@ use crate::network;
 const CONSOLE_PAGE: usize = 0;
 const XENSTORE_PAGE: usize = 1;
 /// Lines of the console that a crash shows.
-const CRASH_LINES: usize = 20;
+const CRASH_LINES: usize = 60;
 /// Queue pairs, and threads, of a network interface.
 const NIC_QUEUES: usize = 1;
 /// How long the end of a domain waits for I/O in flight. A disk that does not answer must not keep it.
@@ -103,36 +103,26 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
 /// What is known to be good before anything is made: KVM, kernel, initrd.
 struct Prepared {
     host: Host,
-    /// Unpacked beside the making of the VM.
-    kernel: JoinHandle<Result<Kernel, crate::boot::BootError>>,
+    kernel: Kernel,
     initrd: Option<Initrd>,
 }
 
 impl Prepared {
     fn new(config: &DomainConfig) -> Result<Self, Failure> {
-        let path = config.kernel.clone();
-        let kernel = std::thread::Builder::new()
-            .name("unpack".into())
-            .spawn(move || Kernel::open(&path))
-            .map_err(|e| Failure::new(ExitStatus::HostError, format!("no thread to read the kernel: {e}")))?;
-        let initrd = config.initrd.as_deref().map(Initrd::open).transpose();
-        let host = Host::open(config.vcpus);
-        // A bad kernel is told first, whatever else is wrong.
-        match (initrd, host) {
-            (Ok(initrd), Ok(host)) => Ok(Self { host, kernel, initrd }),
-            (initrd, host) => {
-                join_kernel(kernel)?;
-                initrd?;
-                Err(host.err().map_or_else(|| Failure::new(ExitStatus::Internal, "no error"), Failure::from))
-            }
-        }
+        let kernel = Kernel::open(&config.kernel)?;
+        let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
+        kernel.check(&load_request(config, &machine::memmap(config.memory), initrd.as_ref()))?;
+        Ok(Self { host: Host::open(config.vcpus)?, kernel, initrd })
     }
 }
 
-fn join_kernel(thread: JoinHandle<Result<Kernel, crate::boot::BootError>>) -> Result<Kernel, Failure> {
-    let unpacked =
-        thread.join().map_err(|_| Failure::new(ExitStatus::Internal, "unpacking the kernel failed"))?;
-    Ok(unpacked?)
+/// What the guest's RAM is to hold at the start.
+fn load_request<'a>(
+    config: &'a DomainConfig,
+    memmap: &'a [MemmapEntry],
+    initrd: Option<&'a Initrd>,
+) -> LoadRequest<'a> {
+    LoadRequest { memmap, initrd, cmdline: &config.cmdline, rsdp: ACPI_ADDRESS, ram_is_zero: true }
 }
 
 fn open_images(config: &DomainConfig, registry: &Registry) -> Result<Vec<DiskImage>, Failure> {
@@ -234,19 +224,10 @@ impl Domain {
         };
         let tables = tables.pvh_tables(ACPI_ADDRESS).map_err(|e| Failure::new(ExitStatus::Usage, e))?;
         machine::write_acpi(machine.ram(), &tables.bytes)?;
-        let memmap = machine.memmap();
-        let kernel = join_kernel(prepared.kernel)?;
-        let entry = kernel.load_into(
-            machine.ram(),
-            &LoadRequest {
-                memmap: &memmap,
-                initrd: prepared.initrd.as_ref(),
-                cmdline: &config.cmdline,
-                rsdp: tables.rsdp,
-                ram_is_zero: true,
-            },
-        )?;
-        drop(kernel);
+        let memmap = machine::memmap(config.memory);
+        let request = load_request(config, &memmap, prepared.initrd.as_ref());
+        let entry = prepared.kernel.load_into(machine.ram(), &request)?;
+        drop(prepared);
         give_back_freed_memory();
 
         let facts = DomainFacts {

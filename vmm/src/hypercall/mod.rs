@@ -14,6 +14,9 @@ mod sched;
 mod vcpu;
 mod version;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -36,11 +39,9 @@ pub struct Errno(pub i32);
 impl Errno {
     const PERM: Errno = Errno(libc::EPERM);
     const NOENT: Errno = Errno(libc::ENOENT);
-    const SRCH: Errno = Errno(libc::ESRCH);
     const FAULT: Errno = Errno(libc::EFAULT);
     const INVAL: Errno = Errno(libc::EINVAL);
     const NOSYS: Errno = Errno(libc::ENOSYS);
-    const NOMEM: Errno = Errno(libc::ENOMEM);
 }
 
 /// Why the guest stopped, by its own doing.

@@ -63,7 +63,7 @@ impl Hypercalls {
     /// The place can be registered once, as on Xen: a second call would leave events in the old one.
     fn register_info(&self, vcpu: u32, a: &RegisterInfo) -> Result<(), Errno> {
         let end = u64::from(a.offset) + VCPU_INFO_SIZE;
-        if end > PAGE_SIZE as u64 || a.offset % 8 != 0 || !self.is_ram(a.mfn) {
+        if end > PAGE_SIZE as u64 || !a.offset.is_multiple_of(8) || !self.is_ram(a.mfn) {
             return Err(Errno::INVAL);
         }
         let registered = self.registered_info.get(vcpu as usize).ok_or(Errno::NOENT)?;

@@ -89,10 +89,9 @@ impl CpuidTemplate {
         }
         // Level 0: threads of a core, level 1: cores of the package.
         let flag = kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
-        for (index, level) in
-            [[0, 1, 1 << 8, id], [core_bits, self.vcpus, (2 << 8) | 1, id], [0, 0, 2, id]].iter().enumerate()
-        {
-            entries.push(kvm_cpuid_entry2 { flags: flag, ..leaf(0xb, index as u32, *level) });
+        let levels = [[0, 1, 1 << 8, id], [core_bits, self.vcpus, (2 << 8) | 1, id], [0, 0, 2, id]];
+        for (index, level) in (0u32..).zip(levels) {
+            entries.push(kvm_cpuid_entry2 { flags: flag, ..leaf(0xb, index, level) });
         }
         let time_flag = |index, regs| kvm_cpuid_entry2 { flags: flag, ..leaf(XEN_BASE + 3, index, regs) };
         entries.push(leaf(XEN_BASE, 0, [XEN_BASE + 4, SIGNATURE[0], SIGNATURE[1], SIGNATURE[2]]));

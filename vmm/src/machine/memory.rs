@@ -28,8 +28,6 @@ pub const SPECIAL_GFN: Gfn = Gfn(0xfeff8);
 /// Number of special pages.
 pub const SPECIAL_PAGES: usize = 4;
 const ISA_HOLE: (u64, u64) = (0xa0000, 0x10_0000);
-/// Least memory of a guest: below this no Linux kernel starts.
-pub const MIN_MEMORY: u64 = 64 << 20;
 
 /// Ranges of RAM for `bytes` of memory: start and length.
 fn ram_ranges(bytes: u64) -> Vec<(u64, u64)> {
@@ -69,8 +67,8 @@ fn name_guest_ram(addr: *mut u8, size: usize) {
     }
 }
 
-/// The memory map that the guest is told.
-pub(super) fn memmap(bytes: u64) -> Vec<MemmapEntry> {
+/// The memory map that a guest with `bytes` of memory is told.
+pub fn memmap(bytes: u64) -> Vec<MemmapEntry> {
     let entry = |addr, end, kind| MemmapEntry { addr, size: end - addr, kind };
     let mut map = Vec::new();
     for (start, len) in ram_ranges(bytes) {

@@ -23,14 +23,14 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress};
 
-use crate::boot::{BootEntry, MemmapEntry};
+use crate::boot::BootEntry;
 use crate::hypercall::{Errno, Hypercalls, OverlayPage, Platform, StopReason, VcpuSetting};
 use cpuid::{CpuidTemplate, HYPERCALL_MSR};
 use kvm_xen::VcpuAttr;
 use memory::AddressSpace;
-pub use memory::{MIN_MEMORY, SPECIAL_GFN, SPECIAL_PAGES};
+pub use memory::{SPECIAL_GFN, SPECIAL_PAGES, memmap};
 pub use vcpu::StopSignal;
 use vcpu::{Task, VcpuQueue, VcpuThread};
 
@@ -44,6 +44,7 @@ pub const SLEEP_STATUS_PORT: u16 = 0x605;
 pub const RESET_PORT: u16 = 0x606;
 /// Where the ACPI tables of a PVH guest stand, below 1 MiB.
 pub const ACPI_ADDRESS: u64 = 0xe_0000;
+const ACPI_END: u64 = 0x10_0000;
 
 /// Xen features of KVM that are needed, with the names that the kernel's documentation has for them.
 const NEEDED: [(u32, &str); 6] = [
@@ -90,6 +91,11 @@ pub enum MachineError {
     /// The CPUID table is too long for KVM.
     #[error("KVM does not take {0} CPUID leaves")]
     Cpuid(usize),
+    /// Thousands of vCPUs.
+    #[error(
+        "the ACPI tables of so many vCPUs ({0} bytes) do not fit below 1 MiB: give the guest fewer with --vcpus"
+    )]
+    AcpiTooLong(usize),
     /// A call of KVM's failed that has no reason to.
     #[error("KVM refused to set up {what}: {error}")]
     Kvm {
@@ -150,7 +156,6 @@ pub struct MachineConfig {
 
 /// One VM with its memory and vCPUs.
 pub struct Machine {
-    config: MachineConfig,
     vm: Arc<VmFd>,
     space: AddressSpace,
     ram: Arc<GuestRam>,
@@ -203,7 +208,6 @@ impl Machine {
             fds.push(fd);
         }
         Ok(Arc::new(Self {
-            config,
             vm,
             space,
             ram,
@@ -242,11 +246,6 @@ impl Machine {
     /// The special pages, from [`SPECIAL_GFN`].
     pub fn special(&self) -> &Arc<SharedPages> {
         &self.special
-    }
-
-    /// The memory map that the guest is told.
-    pub fn memmap(&self) -> Vec<MemmapEntry> {
-        memory::memmap(self.config.memory)
     }
 
     /// Tells when and why the guest stopped.
@@ -442,8 +441,8 @@ impl crate::hypercall::Translate for VcpuFd {
 
 /// Writes the ACPI tables into guest memory.
 pub fn write_acpi(ram: &GuestRam, tables: &[u8]) -> Result<(), MachineError> {
-    use vm_memory::Bytes;
-    let at = GuestAddress(ACPI_ADDRESS);
-    debug_assert!(ram.address_in_range(at));
-    ram.write_slice(tables, at).map_err(|e| MachineError::Memory(io::Error::other(e)))
+    if tables.len() as u64 > ACPI_END - ACPI_ADDRESS {
+        return Err(MachineError::AcpiTooLong(tables.len()));
+    }
+    ram.write_slice(tables, GuestAddress(ACPI_ADDRESS)).map_err(|e| MachineError::Memory(io::Error::other(e)))
 }
