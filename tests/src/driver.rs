@@ -333,7 +333,7 @@ fn start(place: Place, jobs: usize, xvmm: &PathBuf, batch: &[Case]) -> Result<Si
         Place::Nested => {
             let ids: Vec<String> = ids.collect();
             let script = format!(
-                "dmesg -n 1\nexport XVMM=/usr/bin/xvmm XVMM_MATERIAL=/tests XVMM_TOOLS=/tests/tools\n\
+                "dmesg -n 1\ndmesg -c > /dev/null\nexport XVMM=/usr/bin/xvmm XVMM_MATERIAL=/tests XVMM_TOOLS=/tests/tools\n\
                  /tests/xvmm-tests inside {jobs} {}\n",
                 ids.join(" ")
             );

@@ -134,6 +134,13 @@ impl Spec {
         &self.kernel
     }
 
+    /// Adds words to the guest kernel's command line.
+    pub fn words(mut self, words: &str) -> Spec {
+        self.command_line.push(' ');
+        self.command_line.push_str(words);
+        self
+    }
+
     /// The command that starts xvmm.
     pub fn command(&self) -> Command {
         let mut command = xvmm(&self.folder);

@@ -108,8 +108,13 @@ pub fn program(archive: &mut Archive, path: &str, program: &Path) -> Result<()> 
     archive.copy(LOADER, Path::new(LOADER))?;
     // The loader refuses a static program: it needs nothing. (ldd asks the loader too, but the nested host
     // has no bash for it.)
-    for line in run(Command::new(LOADER).arg("--list").arg(program)).unwrap_or_default().lines() {
-        if let Some(library) = line.split_whitespace().find(|word| word.starts_with('/')) {
+    let libraries = program.with_file_name("../lib");
+    let mut list = Command::new(LOADER);
+    list.arg("--list").arg(program).env("LD_LIBRARY_PATH", &libraries);
+    for line in run(&mut list).unwrap_or_default().lines() {
+        if let Some(library) = line.split_whitespace().find(|word| word.starts_with('/'))
+            && !Path::new(library).starts_with(&libraries)
+        {
             archive.copy(library, Path::new(library))?;
         }
     }
