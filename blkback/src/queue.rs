@@ -249,6 +249,11 @@ impl<E: Engine> Queue<E> {
             }
             if !more {
                 count(&self.disk.counters().wakeups);
+                // As xen-blkback does: a disk that the host grew is larger from the next request on. Once per
+                // wake-up, not per request.
+                if let Err(e) = self.disk.rescan() {
+                    tracing::debug!("vbd {}: its size is not known: {e}", self.disk.name());
+                }
             }
             self.finish();
         }

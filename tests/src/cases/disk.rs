@@ -65,3 +65,24 @@ pub fn file_system(bench: &Bench) -> Result<()> {
     guest.send("poweroff -f")?;
     guest.ends_with(0)
 }
+
+/// A disk that the host grows is larger in the guest from the next request on.
+pub fn resize(bench: &Bench) -> Result<()> {
+    let image = bench.disk("a.img", 4 << 20)?;
+    let mut guest = bench.guest().disk(image.display()).start()?;
+    check!(guest.sh("cat /sys/block/xvda/size")? == "8192", "the disk has another size to begin with");
+    std::fs::File::options().write(true).open(&image)?.set_len(8 << 20)?;
+    guest.sh("dd if=/dev/xvda of=/dev/null bs=512 count=1 iflag=direct")?;
+    let grown =
+        "for i in $(seq 50); do [ $(cat /sys/block/xvda/size) = 16384 ] && break; usleep 100000; done";
+    guest.sh(&format!("{grown}; [ $(cat /sys/block/xvda/size) = 16384 ]"))?;
+    guest.sh("echo end | dd of=/dev/xvda bs=512 seek=16383 conv=sync,fsync")?;
+    guest.send("poweroff -f")?;
+    guest.ends_with(0)?;
+    let bytes = std::fs::read(&image)?;
+    check!(
+        bytes.get(16383 * 512..).is_some_and(|s| s.starts_with(b"end")),
+        "the new last sector is not written"
+    );
+    Ok(())
+}

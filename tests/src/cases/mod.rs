@@ -100,6 +100,7 @@ const TESTS: &[Test] = &[
     Test::new("disk", LARGE, disk::disk),
     Test::new("disks", OLD, disk::disks),
     Test::new("file-system", SMALL, disk::file_system),
+    Test::new("resize", SMALL, disk::resize).single(),
     Test::new("net", OLD_LARGE, net::net),
     Test::new("three-guests", SMALL, net::three_guests),
     Test::new("reboot", SMALL, life::reboot),

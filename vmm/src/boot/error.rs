@@ -64,7 +64,7 @@ pub enum ImageError {
     BadElf(&'static str),
     /// No note PHYS32_ENTRY.
     #[error(
-        "it has no PVH entry (no Xen ELF note PHYS32_ENTRY); use one built with CONFIG_PVH=y, or run the guest as type hvm"
+        "it has no PVH entry (no Xen ELF note PHYS32_ENTRY); use one built with CONFIG_PVH=y and CONFIG_XEN_PVH=y"
     )]
     NoPvhEntry,
 }

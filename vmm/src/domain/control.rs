@@ -25,18 +25,18 @@ pub(super) enum Ending {
     Forced,
 }
 
-/// SIGTERM and SIGINT as a descriptor. Made before any thread, so that all threads have them blocked.
+/// SIGTERM, SIGINT, and SIGHUP of a closed terminal, as a descriptor. Made before any thread, so that all threads have them blocked.
 #[derive(Debug)]
 pub(super) struct Signals(File);
 
 impl Signals {
-    /// Takes the two signals from their default action.
+    /// Takes the signals from their default action.
     pub(super) fn take() -> io::Result<Self> {
         // SAFETY: an initialised set, valid pointers; the new descriptor is owned by the File alone.
         unsafe {
             let mut set = std::mem::zeroed();
             libc::sigemptyset(&mut set);
-            for signal in [libc::SIGTERM, libc::SIGINT] {
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
                 libc::sigaddset(&mut set, signal);
             }
             libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
