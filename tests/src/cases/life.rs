@@ -124,7 +124,8 @@ pub fn reload(bench: &Bench) -> Result<()> {
     let mut guest = bench.guest().disk(image.display()).net("xenbr0").start()?;
     for time in 0..times {
         if time > 0 {
-            guest.sh("ip link set eth0 down; for m in xen_netfront xen_blkfront; do i=0; until rmmod $m; do [ $i -lt 50 ] || exit 1; i=$((i+1)); usleep 100000; done; done")?;
+            // A bound driver holds its module: it has to let go of its device first.
+            guest.sh("cd /sys/bus/xen/drivers && echo vif-0 > vif/unbind && echo vbd-51712 > vbd/unbind && rmmod xen_netfront && rmmod xen_blkfront")?;
             guest.sh("insmod /lib/modules/xen_blkfront.ko && insmod /lib/modules/xen_netfront.ko")?;
             guest.sh("i=0; until [ -b /dev/xvda ] && [ -e /sys/class/net/eth0 ]; do [ $i -lt 100 ] || exit 1; i=$((i+1)); usleep 100000; done")
                 .map_err(|error| format!("time {time}: the devices did not come back: {error}"))?;
