@@ -17,6 +17,8 @@ mod mac;
 pub mod packet;
 pub mod protocol;
 mod queue;
+#[cfg(feature = "testing")]
+pub mod rings;
 mod rx;
 mod tap;
 #[cfg(test)]

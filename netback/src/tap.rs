@@ -80,6 +80,12 @@ impl Tap {
         Ok(tap)
     }
 
+    /// A socket of datagrams in place of a tap.
+    #[cfg(feature = "testing")]
+    pub(crate) fn stand_in(socket: std::os::fd::OwnedFd) -> Self {
+        Self { name: "stand-in".to_owned(), queues: vec![socket.into()], active: AtomicUsize::new(1) }
+    }
+
     /// Name of the interface.
     pub fn name(&self) -> &str {
         &self.name
