@@ -28,7 +28,7 @@ const TOOLS: [(&str, &str, &str); 6] = [
 ];
 
 /// The dynamic loader of x86-64.
-const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
+pub const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 
 const GUEST_INIT: &str = include_str!("../assets/guest-init");
 const L1_INIT: &str = include_str!("../assets/l1-init");
@@ -121,7 +121,8 @@ pub fn program(archive: &mut Archive, path: &str, program: &Path) -> Result<()> 
     Ok(())
 }
 
-fn base(cache: &Cache, init: &str) -> Result<Archive> {
+/// What every image begins with: busybox, device nodes, and the given /init.
+pub fn base(cache: &Cache, init: &str) -> Result<Archive> {
     let busybox = cache.package("busybox-static")?.join("bin/busybox");
     let mut archive = Archive::default();
     for folder in ["/bin", "/sbin", "/dev", "/proc", "/sys", "/tmp", "/run", "/etc", "/mnt", "/root"] {
@@ -139,7 +140,8 @@ fn base(cache: &Cache, init: &str) -> Result<Archive> {
     Ok(archive)
 }
 
-fn modules(archive: &mut Archive, kernel: &Kernel, names: &[&str], extra: &[&str]) -> Result<()> {
+/// Adds kernel modules; `names` are listed in /lib/modules/order, in the order of loading.
+pub fn modules(archive: &mut Archive, kernel: &Kernel, names: &[&str], extra: &[&str]) -> Result<()> {
     let loaded = kernel.modules(names)?;
     let order: Vec<&str> = loaded.iter().map(|(name, _)| name.as_str()).collect();
     archive.file("/lib/modules/order", 0o644, format!("{}\n", order.join("\n")).as_bytes());
@@ -151,7 +153,7 @@ fn modules(archive: &mut Archive, kernel: &Kernel, names: &[&str], extra: &[&str
 }
 
 /// Runs `build` unless the folder was built from the same recipe before.
-fn build_once(folder: &Path, recipe: &str, build: impl FnOnce() -> Result<()>) -> Result<()> {
+pub fn build_once(folder: &Path, recipe: &str, build: impl FnOnce() -> Result<()>) -> Result<()> {
     let stamp = folder.join("recipe");
     if fs::read_to_string(&stamp).is_ok_and(|built| built == recipe) {
         return Ok(());

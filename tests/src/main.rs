@@ -7,6 +7,7 @@
 // A program has no users of its items outside; `pub` says what a module offers to the others.
 #![allow(unreachable_pub)]
 
+mod bench;
 mod cases;
 mod cpio;
 mod demo;
@@ -49,6 +50,8 @@ usage: xvmm-tests COMMAND
   run [--full] [--part N/M] [--nested | --direct] [--jobs N] [TEST...]
                           run the tests (TEST: a name, or the start of one followed by *)
   try                     a guest with a shell on this terminal
+  bench [--rounds N] [--loads N] [--direct] [--write] [PEER...]
+                          xvmm beside QEMU, see docs/benchmarks.md
   probe [--nested]        what KVM offers here, or in the nested host
 variables: XVMM (the program under test), XVMM_CACHE (folder for downloads and images)";
 
@@ -65,9 +68,13 @@ fn main() -> ExitCode {
         "probe" if rest.iter().any(|word| word == "--nested") => nested::probe(),
         "probe" => kvm::probe(),
         "try" => demo::demo(rest),
+        "bench" => bench::bench(rest),
         // These are started by the ones above: on the KVM host, and in a guest.
         "inside" => runner::inside(rest),
         "one" => runner::one(rest),
+        "bench-inside" => bench::inside(rest),
+        "bench-disk" => bench::disk(rest),
+        "bench-net" => bench::net(rest),
         "reach" => cases::isolation::reach(rest),
         _ => Err(USAGE.into()),
     };

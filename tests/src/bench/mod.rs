@@ -1,0 +1,168 @@
+//! Benchmarks: xvmm beside QEMU's Xen emulation and QEMU's microvm, with the same guest on the same KVM.
+//!
+//! All of them run on one KVM host, which is the nested one unless told otherwise, in interleaved rounds, so
+//! that a drift of the machine's speed meets all alike. [`material`] makes what they need, [`measure`] runs
+//! one VMM and reads its figures, [`load`] is the load in the guest, [`report`] writes the tables.
+
+mod load;
+mod material;
+mod measure;
+mod peers;
+mod report;
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+
+pub use load::{disk, net};
+pub use measure::inside;
+
+use crate::driver::{self, Place};
+use crate::nested::{Host, Running};
+use crate::packages::Cache;
+use crate::{Result, fail, runner};
+use peers::Peer;
+use report::Figures;
+
+/// Size of the disk, and of what is written to it.
+const DISK_MIB: u64 = 96;
+/// RAM of the nested host in MiB: the images of this benchmark are large.
+const HOST_MIB: u32 = 4096;
+
+const USAGE: &str = "\
+usage: tests/bench [--rounds N] [--loads N] [--direct] [--write] [PEER...]
+  --rounds N   boots of each peer (5)
+  --loads N    runs of each peer with load on disk and network (3)
+  --direct     on this host's KVM (as root) instead of a nested host
+  --write      put the result into docs/benchmarks.md, too";
+
+struct Options {
+    rounds: u32,
+    loads: u32,
+    direct: bool,
+    write: bool,
+    peers: Vec<Peer>,
+}
+
+impl Options {
+    fn parse(words: &[String]) -> Result<Options> {
+        let mut options = Options { rounds: 5, loads: 3, direct: false, write: false, peers: Vec::new() };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let mut number = || words.next().and_then(|word| word.parse().ok());
+            match word.as_str() {
+                "--rounds" | "--loads" => {
+                    let Some(number) = number() else {
+                        return fail!("{word} takes a number\n{USAGE}");
+                    };
+                    *(if word == "--rounds" { &mut options.rounds } else { &mut options.loads }) = number;
+                }
+                "--direct" => options.direct = true,
+                "--write" => options.write = true,
+                name => match Peer::find(name) {
+                    Some(peer) => options.peers.push(peer),
+                    None => return fail!("there is no peer or option {name}; {}\n{USAGE}", Peer::list()),
+                },
+            }
+        }
+        if options.peers.is_empty() {
+            options.peers = Peer::ALL.to_vec();
+        }
+        Ok(options)
+    }
+
+    /// The words of `bench-inside`.
+    fn inside(&self, disk: &Path) -> Vec<String> {
+        let mut words = vec![disk.display().to_string(), self.rounds.to_string(), self.loads.to_string()];
+        words.extend(self.peers.iter().map(|peer| peer.name().to_owned()));
+        words
+    }
+}
+
+/// `bench`: prepares everything, measures and reports.
+pub fn bench(words: &[String]) -> Result<ExitCode> {
+    let options = Options::parse(words)?;
+    let xvmm = driver::program_under_test()?;
+    let cache = Cache::open()?;
+    let made = material::build(&cache)?;
+    let place = if options.direct { Place::Direct } else { Place::Nested };
+    eprintln!("{place}");
+    let mut side = match place {
+        Place::Direct => Side::Direct(direct(&options, &cache, &xvmm)?),
+        Place::Nested => Side::Nested(nested(&options, &cache, &xvmm, &made)?),
+    };
+    let output = match &mut side {
+        Side::Direct(child) => child.stdout.take(),
+        Side::Nested(running) => running.child.stdout.take(),
+    };
+    let Some(output) = output else {
+        return fail!("the benchmarks' host has no output");
+    };
+
+    let mut figures = Figures::default();
+    let mut ended = false;
+    let mut reader = BufReader::new(output);
+    let mut line = Vec::new();
+    while !ended && reader.read_until(b'\n', &mut line)? > 0 {
+        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        match text.split_once("@@ ").map(|(_, message)| message.split(' ').collect::<Vec<_>>()) {
+            Some(words) => match words.as_slice() {
+                ["FIGURE", peer, metric, value] => figures.add(peer, metric, value),
+                ["HOST", words @ ..] => figures.host = words.join(" "),
+                ["END", ..] => ended = true,
+                words => eprintln!("{}", words.join(" ")),
+            },
+            None => eprintln!("{text}"),
+        }
+        line.clear();
+    }
+    drop(side);
+    if !ended || figures.is_empty() {
+        return fail!("the benchmarks' host ended early");
+    }
+    let text = figures.report(place, &made);
+    println!("{text}");
+    if options.write {
+        report::write(&text)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+enum Side {
+    Direct(Child),
+    Nested(Running),
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        if let Side::Direct(child) = self {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn direct(options: &Options, cache: &Cache, xvmm: &Path) -> Result<Child> {
+    runner::isolate()?;
+    let disk = cache.path("bench.img");
+    std::fs::File::create(&disk)?.set_len(DISK_MIB << 20)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("bench-inside").args(options.inside(&disk));
+    command.env("XVMM", xvmm).env("XVMM_MATERIAL", cache.path(""));
+    Ok(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?)
+}
+
+fn nested(options: &Options, cache: &Cache, xvmm: &Path, made: &material::Material) -> Result<Running> {
+    let script = format!(
+        "dmesg -n 1\ninsmod /tests/brd.ko rd_nr=1 rd_size={}\n\
+         XVMM=/usr/bin/xvmm XVMM_MATERIAL=/tests /tests/xvmm-tests bench-inside {}\n",
+        DISK_MIB << 10,
+        options.inside(Path::new("/dev/ram0")).join(" ")
+    );
+    let mut host = Host::new(cache, script)?;
+    host.memory = HOST_MIB;
+    host.programs.push(("/usr/bin/xvmm".to_owned(), xvmm.to_owned()));
+    host.files.push(("/tests/brd.ko".to_owned(), made.ram_disk_module.clone()));
+    host.take(&made.folder, "/tests/bench")?;
+    host.start(cache)
+}
