@@ -64,6 +64,7 @@ pub(super) struct Requests {
     shutdown: Cell<Option<&'static str>>,
     timeout: Cell<Option<Duration>>,
     destroy: Cell<bool>,
+    interrupt: Cell<bool>,
 }
 
 impl Requests {
@@ -71,6 +72,11 @@ impl Requests {
     pub(super) fn shutdown(&self, what: &'static str, timeout: Option<Duration>) {
         self.shutdown.set(Some(what));
         self.timeout.set(timeout);
+    }
+
+    /// As a signal: asks the guest to power off, and the second time ends the domain.
+    pub(super) fn interrupt(&self) {
+        self.interrupt.set(true);
     }
 
     /// Ends the domain at once.
@@ -108,6 +114,9 @@ impl Control {
         if self.requests.destroy.take() {
             self.end(Ending::Forced);
         }
+        if self.requests.interrupt.take() {
+            self.interrupt();
+        }
         if let Some(what) = self.requests.shutdown.take() {
             self.ask(what, self.requests.timeout.take());
         }
@@ -116,6 +125,11 @@ impl Control {
 
     fn end(&mut self, ending: Ending) {
         self.ending.get_or_insert(ending);
+    }
+
+    fn interrupt(&mut self) {
+        // The second time means: now.
+        if self.asked { self.end(Ending::Forced) } else { self.ask("poweroff", None) }
     }
 
     /// Asks the guest through xenstore, and gives it until the timeout.
@@ -158,8 +172,7 @@ impl MutEventSubscriber for Control {
             tracing::warn!("the guest did not shut down in time: stopping it");
             self.end(Ending::Forced);
         } else if self.signals.borrow_mut().came() {
-            // The second signal means: now.
-            if self.asked { self.end(Ending::Forced) } else { self.ask("poweroff", None) }
+            self.interrupt();
         }
     }
 }

@@ -249,7 +249,7 @@ impl Domain {
         let store = Rc::new(RefCell::new(store));
         let requests = Rc::new(Requests::default());
         let escape = Rc::clone(&requests);
-        console.set_on_escape(move || escape.shutdown("poweroff", None));
+        console.set_on_escape(move || escape.interrupt());
         let console = Rc::new(RefCell::new(console));
         let control = Control::new(
             Arc::clone(machine.stop_signal()),
