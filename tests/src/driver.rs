@@ -239,6 +239,7 @@ fn run_batch(
         let (id, value) = rest.split_once(' ').unwrap_or((rest, ""));
         match word {
             "START" => {
+                eprintln!("started {id}");
                 state.insert(id.to_owned(), Progress::Started(Instant::now()));
             }
             "PASS" | "FAIL" => {

@@ -12,9 +12,9 @@ use crate::cpio::Archive;
 use crate::{Result, fail, images};
 
 /// Time to user space; generous, since 33 vCPUs below an emulated processor take long.
-const BOOT_LIMIT: Duration = Duration::from_secs(150);
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// Time of one command.
-const COMMAND_LIMIT: Duration = Duration::from_secs(90);
+const COMMAND_LIMIT: Duration = Duration::from_secs(150);
 
 /// What xvmm is to run. Each method adds an option; nothing is checked here, since the checks of xvmm
 /// are under test.

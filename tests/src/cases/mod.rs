@@ -64,7 +64,7 @@ pub struct Test {
 
 impl Test {
     const fn new(name: &'static str, config: Config, run: fn(&Bench) -> Result<()>) -> Test {
-        let limit = Duration::from_secs(240);
+        let limit = Duration::from_secs(480);
         Test { name, run, config, matrix: true, host: HostKind::Usual, full_only: false, alone: false, limit }
     }
 
@@ -108,10 +108,10 @@ const TESTS: &[Test] = &[
     Test::new("signals", SMALL, life::signals),
     Test::new("shutdown-timeout", SMALL, life::shutdown_timeout).single(),
     Test::new("killed", SMALL, life::killed).single(),
-    Test::new("reload", LARGE, life::reload).limit(600),
+    Test::new("reload", LARGE, life::reload).limit(900),
     Test::new("xenstore", SMALL, xenstore::xenstore),
     Test::new("foreign-domains", SMALL, isolation::foreign_domains).single(),
-    Test::new("many-vcpus", SMALL, boot::many_vcpus).single().alone().limit(400),
+    Test::new("many-vcpus", SMALL, boot::many_vcpus).single().alone().limit(900),
     Test::new("much-memory", SMALL, boot::much_memory).single(),
     Test::new("eight-interfaces", SMALL, boot::eight_interfaces).single(),
     Test::new("grub", SMALL, boot::grub).single(),

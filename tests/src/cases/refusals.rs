@@ -1,10 +1,11 @@
 //! What cannot work is refused with one sentence and an exit status of its own, and leaves nothing behind.
 
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -97,17 +98,23 @@ pub fn refusals(bench: &Bench) -> Result<()> {
     report.add(bench, &refusal("a /dev/kvm that is not KVM", 42, &["/dev/kvm"], plain()), Some(0))?;
     run(Command::new("umount").arg("/dev/kvm"))?;
     run(Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/dev"]))?;
-    for (name, major, minor) in [("null", "1", "3"), ("urandom", "1", "9"), ("tty", "5", "0")] {
-        let node = Path::new("/dev").join(name);
-        run(Command::new("mknod").arg(&node).args(["c", major, minor]))?;
-        fs::set_permissions(&node, fs::Permissions::from_mode(0o666))?;
+    for (node, major, minor) in [(c"/dev/null", 1, 3), (c"/dev/urandom", 1, 9), (c"/dev/tty", 5, 0)] {
+        make_node(node, 0o666, major, minor)?;
     }
     report.add(bench, &refusal("no /dev/kvm", 40, &["/dev/kvm"], plain()), Some(0))?;
-    run(Command::new("mknod").args(["/dev/kvm", "c", "10", "232"]))?;
-    fs::set_permissions("/dev/kvm", fs::Permissions::from_mode(0o600))?;
+    make_node(c"/dev/kvm", 0o600, 10, 232)?;
     std::os::unix::fs::chown(bench.run_folder(), Some(NOBODY), Some(NOBODY))?;
     report.add_as(bench, &refusal("a forbidden /dev/kvm", 41, &["/dev/kvm"], plain()), Some(0), NOBODY)?;
     report.finish()
+}
+
+/// Makes a character device; no program could be started for it while /dev/null is missing.
+fn make_node(path: &CStr, mode: u32, major: u32, minor: u32) -> Result<()> {
+    // SAFETY: the path is a string with its zero.
+    if unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | mode, libc::makedev(major, minor)) } != 0 {
+        return fail!("cannot make {}: {}", path.to_string_lossy(), std::io::Error::last_os_error());
+    }
+    Ok(fs::set_permissions(path.to_string_lossy().as_ref(), fs::Permissions::from_mode(mode))?)
 }
 
 /// A KVM without support for Xen guests is named as such. In the nested host with an older kernel.
