@@ -50,7 +50,8 @@ impl Kernel {
         let file = File::open(path).map_err(unreadable)?;
         // The length is a hint: a pipe has none.
         let len = file.metadata().map_or(0, |metadata| metadata.len().min(MAX_KERNEL_FILE));
-        let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0) + 1);
+        let mut bytes: Vec<u8> = Vec::with_capacity(usize::try_from(len).unwrap_or(0) + 1);
+        unpack::advise_huge_pages(bytes.as_mut_ptr(), bytes.capacity());
         // A device that never ends (/dev/zero) stops here as well.
         file.take(MAX_KERNEL_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
         if bytes.len() as u64 > MAX_KERNEL_FILE {

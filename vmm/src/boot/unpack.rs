@@ -116,17 +116,21 @@ fn zeroed(len: usize) -> Option<Vec<u8>> {
     if data.is_null() {
         return None;
     }
-    // Fewer page faults: tens of MiB are written once, from start to end. The advice may be refused.
-    let (start, end) = (data.addr().next_multiple_of(HUGE_PAGE), (data.addr() + len) & !(HUGE_PAGE - 1));
-    if let Some(inside) = end.checked_sub(start).filter(|n| *n > 0) {
-        // SAFETY: the range is inside the allocation, and the advice changes no contents.
-        unsafe { libc::madvise(data.with_addr(start).cast(), inside, libc::MADV_HUGEPAGE) };
-    }
+    advise_huge_pages(data, len);
     // SAFETY: `len` zeroed bytes of this layout from the global allocator, owned by nobody else.
     Some(unsafe { Vec::from_raw_parts(data, len, len) })
 }
 
-const HUGE_PAGE: usize = 2 << 20;
+/// Asks for huge pages: tens of MiB that are written once, from start to end, take fewer page faults then. The
+/// advice may be refused.
+pub(super) fn advise_huge_pages(data: *mut u8, len: usize) {
+    const HUGE_PAGE: usize = 2 << 20;
+    let (start, end) = (data.addr().next_multiple_of(HUGE_PAGE), (data.addr() + len) & !(HUGE_PAGE - 1));
+    if let Some(inside) = end.checked_sub(start).filter(|n| *n > 0) {
+        // SAFETY: whole huge pages inside the caller's memory; the advice changes no contents.
+        unsafe { libc::madvise(data.with_addr(start).cast(), inside, libc::MADV_HUGEPAGE) };
+    }
+}
 
 /// Fills `out` exactly. The read past the end makes the decoder check its trailer.
 fn read_whole(mut reader: impl Read, out: &mut [u8]) -> io::Result<()> {
