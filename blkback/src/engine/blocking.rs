@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use super::pool::Job;
 use super::{Completion, Engine, IoVec, Op};
 
 /// preadv, pwritev and fdatasync, one operation after the other.
@@ -23,22 +24,8 @@ impl Blocking {
 
 impl Engine for Blocking {
     unsafe fn start(&mut self, token: u16, op: Op, offset: u64, buffers: &[IoVec]) {
-        let (iov, count) = (buffers.as_ptr().cast(), libc::c_int::try_from(buffers.len()).unwrap_or(0));
-        let result = match libc::off_t::try_from(offset) {
-            Err(_) => Err(libc::EINVAL),
-            Ok(offset) => {
-                // SAFETY: the caller promises that array and memory are valid.
-                let bytes = unsafe {
-                    match op {
-                        Op::Read => libc::preadv(self.image, iov, count, offset),
-                        Op::Write => libc::pwritev(self.image, iov, count, offset),
-                        Op::Flush => libc::fdatasync(self.image) as isize,
-                    }
-                };
-                usize::try_from(bytes)
-                    .map_err(|_| io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
-            }
-        };
+        let job = Job { token, op, offset, buffers: buffers.as_ptr(), count: buffers.len() };
+        let result = job.run(self.image);
         self.done.push(Completion { token, result });
     }
 

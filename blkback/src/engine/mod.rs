@@ -5,6 +5,7 @@
 //! to stop.
 
 mod blocking;
+mod pool;
 mod uring;
 
 use std::io;
