@@ -225,6 +225,7 @@ impl From<BootError> for Failure {
         let status = match &error {
             BootError::KernelUnreadable { .. } => ExitStatus::KernelMissing,
             BootError::Image { error, .. } => match error {
+                KernelImageError::Unreadable(_) => ExitStatus::KernelMissing,
                 KernelImageError::Truncated { .. } => ExitStatus::KernelTruncated,
                 KernelImageError::CorruptPayload { .. }
                 | KernelImageError::DamagedHeader(_)

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::image::Image;
 use super::{ImageError, le_u16, le_u32, le_u64};
 
 /// Xen note: 32-bit physical address of the PVH entry.
@@ -12,6 +13,10 @@ const NOTE_PHYS32_ENTRY: u32 = 18;
 /// Xen note: the image may be moved, and where to.
 const NOTE_PHYS32_RELOC: u32 = 19;
 
+/// How every ELF image begins.
+pub(super) const MAGIC: &[u8] = b"\x7fELF";
+/// The file header of ELF64, the longer one.
+const MAX_HEADER: usize = 64;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 const PF_X: u32 = 1;
@@ -115,7 +120,7 @@ impl ProgramHeader {
     }
 
     /// What it covers of the file.
-    fn file(&self, image: &[u8]) -> Result<Range<usize>, ImageError> {
+    fn file(&self, image: &Image) -> Result<Range<usize>, ImageError> {
         let end =
             self.offset.checked_add(self.filesz).ok_or(ImageError::BadElf("a segment's size overflows"))?;
         let actual = image.len() as u64;
@@ -126,7 +131,7 @@ impl ProgramHeader {
         }
     }
 
-    fn segment(&self, image: &[u8]) -> Result<Segment, ImageError> {
+    fn segment(&self, image: &Image) -> Result<Segment, ImageError> {
         if self.filesz > self.memsz {
             return Err(ImageError::BadElf("a segment is larger in the file than in memory"));
         }
@@ -138,13 +143,14 @@ impl ProgramHeader {
 }
 
 /// Reads and checks the headers and notes.
-pub(super) fn parse(image: &[u8]) -> Result<Elf, ImageError> {
-    if !image.starts_with(b"\x7fELF") {
+pub(super) fn parse(image: &Image) -> Result<Elf, ImageError> {
+    let head = image.read(0..image.len().min(MAX_HEADER))?;
+    if !head.starts_with(MAGIC) {
         return Err(ImageError::NotAKernel);
     }
     let actual = image.len() as u64;
     let truncated = |expected| ImageError::Truncated { what: "ELF image", expected, actual };
-    let class = match image.get(4) {
+    let class = match head.get(4) {
         Some(1) => Class::Elf32,
         Some(2) => Class::Elf64,
         Some(_) => return Err(ImageError::BadElf("its class is unknown")),
@@ -154,11 +160,11 @@ pub(super) fn parse(image: &[u8]) -> Result<Elf, ImageError> {
         Class::Elf32 => (52, 32),
         Class::Elf64 => (64, 56),
     };
-    if image.len() < header_size {
+    if head.len() < header_size {
         return Err(truncated(header_size as u64));
     }
-    let half = |at| le_u16(image, at).ok_or(truncated(header_size as u64));
-    let machine = match (image.get(5), half(18)?) {
+    let half = |at| le_u16(&head, at).ok_or(truncated(header_size as u64));
+    let machine = match (head.get(5), half(18)?) {
         (Some(1), 3) => Machine::I386,
         (Some(1), 62) => Machine::X86_64,
         (_, other) => return Err(ImageError::OtherMachine(other)),
@@ -168,8 +174,8 @@ pub(super) fn parse(image: &[u8]) -> Result<Elf, ImageError> {
         return Err(ImageError::BadElf("it is not an executable"));
     }
     let (table, stride, count) = match class {
-        Class::Elf32 => (le_u32(image, 28).map(u64::from), half(42)?, half(44)?),
-        Class::Elf64 => (le_u64(image, 32), half(54)?, half(56)?),
+        Class::Elf32 => (le_u32(&head, 28).map(u64::from), half(42)?, half(44)?),
+        Class::Elf64 => (le_u64(&head, 32), half(54)?, half(56)?),
     };
     if count > MAX_PROGRAM_HEADERS {
         return Err(ImageError::BadElf("it has more than 64 program headers"));
@@ -181,7 +187,7 @@ pub(super) fn parse(image: &[u8]) -> Result<Elf, ImageError> {
     let table_end = table.checked_add(u64::from(count) * u64::from(stride));
     let table_end = table_end.ok_or(ImageError::BadElf("its program headers overflow"))?;
     let headers = match (usize::try_from(table), usize::try_from(table_end)) {
-        (Ok(start), Ok(end)) => image.get(start..end).ok_or(truncated(table_end))?,
+        (Ok(start), Ok(end)) => image.read(start..end)?,
         _ => return Err(truncated(table_end)),
     };
 
@@ -195,7 +201,13 @@ pub(super) fn parse(image: &[u8]) -> Result<Elf, ImageError> {
                 align = align.max(header.align);
                 segments.push(header.segment(image)?);
             }
-            PT_NOTE => notes.read(image.get(header.file(image)?).unwrap_or_default(), header.align)?,
+            PT_NOTE => {
+                let file = header.file(image)?;
+                if file.len() > MAX_NOTES {
+                    return Err(ImageError::BadElf("its notes take more than 1 MiB"));
+                }
+                notes.read(&image.read(file)?, header.align)?;
+            }
             _ => {}
         }
     }
@@ -245,9 +257,6 @@ struct Notes {
 impl Notes {
     /// Reads the notes of one segment: {u32 name size, u32 desc size, u32 type, name, desc}, each padded.
     fn read(&mut self, notes: &[u8], align: u64) -> Result<(), ImageError> {
-        if notes.len() > MAX_NOTES {
-            return Err(ImageError::BadElf("its notes take more than 1 MiB"));
-        }
         let padding = if align == 8 { 8 } else { 4 };
         let mut rest = notes;
         while let (Some(name_size), Some(desc_size), Some(kind)) =

@@ -23,6 +23,9 @@ pub enum ImageError {
         /// Bytes that there are.
         actual: u64,
     },
+    /// The file could be opened, but a part of it could not be read.
+    #[error("a part of it cannot be read: {0}")]
+    Unreadable(String),
     /// A boot protocol without a payload field, before Linux 2.6.26.
     #[error(
         "it speaks Linux boot protocol {}.{:02}, which has no direct way to its payload; use Linux 2.6.26 or later",

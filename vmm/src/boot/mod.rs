@@ -12,6 +12,7 @@ mod bzimage;
 mod elf;
 mod error;
 mod free_ram;
+mod image;
 mod lzo;
 mod pvh;
 mod unpack;
@@ -21,10 +22,12 @@ mod testing;
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 pub use elf::Class;
 pub use error::{BootError, ImageError};
+use image::Image;
 pub use pvh::{BootEntry, Initrd, LoadRequest, MemmapEntry, MemmapKind};
 
 /// The largest kernel file that is read: an unstripped vmlinux with debug information fits.
@@ -38,7 +41,7 @@ pub const MAX_UNPACKED: usize = 512 << 20;
 #[derive(Debug)]
 pub struct Kernel {
     path: PathBuf,
-    image: Vec<u8>,
+    image: Image,
     elf: elf::Elf,
     initrd_limit: u64,
 }
@@ -48,6 +51,9 @@ impl Kernel {
     pub fn open(path: &Path) -> Result<Self, BootError> {
         let unreadable = |source| BootError::KernelUnreadable { path: path.to_owned(), source };
         let file = File::open(path).map_err(unreadable)?;
+        if let Some(image) = elf_file(&file) {
+            return Self::new(path, open_elf(image));
+        }
         // The length is a hint: a pipe has none.
         let len = file.metadata().map_or(0, |metadata| metadata.len().min(MAX_KERNEL_FILE));
         let mut bytes: Vec<u8> = Vec::with_capacity(usize::try_from(len).unwrap_or(0) + 1);
@@ -58,17 +64,17 @@ impl Kernel {
             let error = ImageError::TooLarge { size: bytes.len() as u64, limit: MAX_KERNEL_FILE };
             return Err(BootError::Image { path: path.to_owned(), error });
         }
-        Self::from_vec(path, bytes)
+        Self::new(path, open_image(bytes))
     }
 
     /// As [`Kernel::open`] from the bytes of a file; `path` only names it in messages.
     pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, BootError> {
-        Self::from_vec(path, bytes.to_vec())
+        Self::new(path, open_image(bytes.to_vec()))
     }
 
-    fn from_vec(path: &Path, bytes: Vec<u8>) -> Result<Self, BootError> {
+    fn new(path: &Path, opened: Result<(Image, elf::Elf, u64), ImageError>) -> Result<Self, BootError> {
         let (image, elf, initrd_limit) =
-            open_image(bytes).map_err(|error| BootError::Image { path: path.to_owned(), error })?;
+            opened.map_err(|error| BootError::Image { path: path.to_owned(), error })?;
         Ok(Self { path: path.to_owned(), image, elf, initrd_limit })
     }
 
@@ -83,24 +89,36 @@ impl Kernel {
     }
 }
 
+/// A regular file with an ELF image that is not compressed.
+fn elf_file(file: &File) -> Option<Image> {
+    let metadata = file.metadata().ok().filter(|metadata| metadata.is_file())?;
+    let len = usize::try_from(metadata.len()).ok().filter(|len| *len as u64 <= MAX_KERNEL_FILE)?;
+    let mut magic = [0; elf::MAGIC.len()];
+    file.read_exact_at(&mut magic, 0).ok().filter(|()| magic == elf::MAGIC)?;
+    Some(Image::File(file.try_clone().ok()?, len))
+}
+
 /// Unpacks to an ELF image; the last field is the first address that an initrd may not reach.
-fn open_image(bytes: Vec<u8>) -> Result<(Vec<u8>, elf::Elf, u64), ImageError> {
+fn open_image(bytes: Vec<u8>) -> Result<(Image, elf::Elf, u64), ImageError> {
     if let Some(header) = bzimage::parse(&bytes)? {
         let limit = u64::from(header.initrd_addr_max) + 1;
         let (format, image) = unpack::unpack(header.payload)?;
         drop(bytes);
+        let image = Image::Memory(image);
         let elf = elf::parse(&image).map_err(|error| inside(format, error))?;
         return Ok((image, elf, limit));
     }
     // NetBSD's Dom-U kernels are installed as netbsd-XEN3_DOMU.gz; the Xen tools unpack these, too.
-    let (image, elf) = if unpack::Format::of(&bytes) == Some(unpack::Format::Gzip) {
+    if unpack::Format::of(&bytes) == Some(unpack::Format::Gzip) {
         let (format, image) = unpack::unpack(&bytes)?;
-        let elf = elf::parse(&image).map_err(|error| inside(format, error))?;
-        (image, elf)
-    } else {
-        let elf = elf::parse(&bytes)?;
-        (bytes, elf)
-    };
+        return open_elf(Image::Memory(image)).map_err(|error| inside(format, error));
+    }
+    open_elf(Image::Memory(bytes))
+}
+
+/// As [`open_image`] for what is an ELF image already.
+fn open_elf(image: Image) -> Result<(Image, elf::Elf, u64), ImageError> {
+    let elf = elf::parse(&image)?;
     let limit = match elf.machine {
         elf::Machine::X86_64 => 1 << 31,
         // What a 32-bit Linux without its bzImage header can reach (boot protocol, initrd_addr_max).

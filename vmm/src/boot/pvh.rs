@@ -11,12 +11,13 @@ use std::io::{self, Seek};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use zerocopy::{Immutable, IntoBytes};
 
 use devices::memory::{GuestRam, PAGE_SIZE};
 
 use super::free_ram::FreeRam;
+use super::image::shorter;
 use super::{BootError, Class, Kernel};
 
 /// Linux copies the map into a table of 128 and adds an entry of its own.
@@ -190,10 +191,14 @@ impl Kernel {
         let plan = self.plan(request)?;
         for segment in &self.elf.segments {
             let start = segment.memory.start.wrapping_add(plan.delta);
-            let bytes = self.image.get(segment.file.clone()).unwrap_or_default();
-            write(ram, start, bytes)?;
+            self.image.load(segment.file.clone(), ram, start).map_err(|source| match source {
+                GuestMemoryError::IOError(source) => {
+                    BootError::KernelUnreadable { path: self.path.clone(), source }
+                }
+                source => BootError::GuestMemory { gpa: start, source },
+            })?;
             if !request.ram_is_zero {
-                clear(ram, start + bytes.len() as u64..segment.memory.end.wrapping_add(plan.delta))?;
+                clear(ram, start + segment.file.len() as u64..segment.memory.end.wrapping_add(plan.delta))?;
             }
         }
         if let (Some(initrd), Some(place)) = (request.initrd, &plan.entry.initrd) {
@@ -283,12 +288,11 @@ impl Initrd {
         let size = usize::try_from(self.size).map_err(|_| unreadable(io::ErrorKind::FileTooLarge.into()))?;
         let mut file = self.file.try_clone().map_err(unreadable)?;
         file.rewind().map_err(unreadable)?;
-        ram.read_exact_volatile_from(GuestAddress(gpa), &mut file, size).map_err(|source| match source {
-            vm_memory::GuestMemoryError::IOError(source) => unreadable(source),
-            vm_memory::GuestMemoryError::PartialBuffer { .. } => {
-                unreadable(io::Error::other("it became shorter while it was read"))
+        ram.read_exact_volatile_from(GuestAddress(gpa), &mut file, size).map_err(|source| {
+            match shorter(source) {
+                GuestMemoryError::IOError(source) => unreadable(source),
+                source => BootError::GuestMemory { gpa, source },
             }
-            source => BootError::GuestMemory { gpa, source },
         })
     }
 }

@@ -79,7 +79,8 @@ fn elf64_and_elf32_images_load_as_they_are() {
 fn a_bzimage_and_a_gzipped_elf_image_unpack_to_the_same_kernel() {
     let elf = Image::linux().bytes();
     for bytes in [bzimage(&gzip(&elf)), gzip(&elf), bzimage(&elf)] {
-        assert_eq!(open(&bytes).unwrap().image, elf);
+        let kernel = open(&bytes).unwrap();
+        assert_eq!(kernel.image.read(0..kernel.image_len()).unwrap(), elf);
     }
 }
 
@@ -252,6 +253,33 @@ fn a_missing_kernel_is_named() {
     let error = Kernel::open(Path::new("/no/such/vmlinuz")).unwrap_err();
     assert!(matches!(error, BootError::KernelUnreadable { .. }));
     assert!(error.to_string().starts_with("kernel /no/such/vmlinuz cannot be read: "), "{error}");
+}
+
+#[test]
+fn an_elf_file_is_loaded_as_its_bytes_are() {
+    let image = Image::linux();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, &image.bytes()).unwrap();
+    let ram = guest_ram(32 * MIB);
+    let kernel = Kernel::open(file.path()).unwrap();
+    assert!(matches!(kernel.image, super::image::Image::File(..)));
+    kernel.load_into(&ram, &request(&ram_map(32 * MIB))).unwrap();
+    for load in &image.loads {
+        assert_eq!(read(&ram, load.paddr, load.data.len()), load.data);
+    }
+}
+
+#[test]
+fn an_elf_file_that_is_cut_off_is_refused_before_and_after_it_was_opened() {
+    let bytes = Image::linux().bytes();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, &bytes).unwrap();
+    let kernel = Kernel::open(file.path()).unwrap();
+    file.as_file().set_len(bytes.len() as u64 / 2).unwrap();
+    let error = Kernel::open(file.path()).unwrap_err();
+    assert!(matches!(error, BootError::Image { error: ImageError::Truncated { .. }, .. }), "{error}");
+    let error = kernel.load_into(&guest_ram(32 * MIB), &request(&ram_map(32 * MIB))).unwrap_err();
+    assert!(matches!(error, BootError::KernelUnreadable { .. }), "{error}");
 }
 
 // Placing
