@@ -130,7 +130,7 @@ pub fn reload(bench: &Bench) -> Result<()> {
             guest.sh("i=0; until [ -b /dev/xvda ] && [ -e /sys/class/net/eth0 ]; do [ $i -lt 100 ] || exit 1; i=$((i+1)); usleep 100000; done")
                 .map_err(|error| format!("time {time}: the devices did not come back: {error}"))?;
         }
-        guest.sh(&format!("head -c 1048576 /dev/urandom > /tmp/data && dd if=/tmp/data of=/dev/xvda bs=64k conv=fsync && echo 3 > /proc/sys/vm/drop_caches; head -c 1048576 /dev/xvda | cmp - /tmp/data"))
+        guest.sh("head -c 1048576 /dev/urandom > /tmp/data && dd if=/tmp/data of=/dev/xvda bs=64k conv=fsync && echo 3 > /proc/sys/vm/drop_caches; head -c 1048576 /dev/xvda | cmp - /tmp/data")
             .map_err(|error| format!("time {time}: the disk: {error}"))?;
         address(&mut guest, "eth0", "10.0.0.2/24")?;
         guest.sh("ping -c 2 -W 10 10.0.0.1").map_err(|error| format!("time {time}: the network: {error}"))?;
