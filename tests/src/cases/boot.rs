@@ -88,7 +88,7 @@ pub fn formats(bench: &Bench) -> Result<()> {
 pub fn again_and_again(bench: &Bench) -> Result<()> {
     let mut failures = Vec::new();
     for time in 1..=12 {
-        match bench.guest().words("loglevel=7").start() {
+        match bench.guest().words("loglevel=8 earlyprintk=xen").start() {
             Ok(mut guest) => {
                 guest.send("poweroff -f")?;
                 guest.ends_with(0)?;

@@ -115,7 +115,7 @@ const TESTS: &[Test] = &[
     Test::new("much-memory", SMALL, boot::much_memory).single(),
     Test::new("eight-interfaces", SMALL, boot::eight_interfaces).single(),
     Test::new("grub", SMALL, boot::grub).single(),
-    Test::new("again-and-again", SMALL, boot::again_and_again).single().full_only().limit(900),
+    Test::new("again-and-again", SMALL, boot::again_and_again).full_only().limit(900),
     Test::new("formats", SMALL, boot::formats).single().full_only().limit(900),
     Test::new("refusals", SMALL, refusals::refusals).single(),
     Test::new("without-xen", SMALL, refusals::without_xen).single().on(HostKind::WithoutXen),
