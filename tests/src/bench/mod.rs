@@ -107,7 +107,10 @@ pub fn bench(words: &[String]) -> Result<ExitCode> {
         let text = String::from_utf8_lossy(&line).trim_end().to_owned();
         match text.split_once("@@ ").map(|(_, message)| message.split(' ').collect::<Vec<_>>()) {
             Some(words) => match words.as_slice() {
-                ["FIGURE", peer, metric, value] => figures.add(peer, metric, value),
+                ["FIGURE", peer, metric, value] => {
+                    eprintln!("  {metric} {value}");
+                    figures.add(peer, metric, value);
+                }
                 ["HOST", words @ ..] => figures.host = words.join(" "),
                 ["END", ..] => ended = true,
                 words => eprintln!("{}", words.join(" ")),
@@ -117,11 +120,14 @@ pub fn bench(words: &[String]) -> Result<ExitCode> {
         line.clear();
     }
     drop(side);
-    if !ended || figures.is_empty() {
+    if figures.is_empty() {
         return fail!("the benchmarks' host ended early");
     }
     let text = figures.report(place, &made);
     println!("{text}");
+    if !ended {
+        return fail!("the benchmarks' host ended early: these are not all figures");
+    }
     if options.write {
         report::write(&text)?;
     }
