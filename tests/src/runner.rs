@@ -41,6 +41,8 @@ pub fn inside(words: &[String]) -> Result<ExitCode> {
     // Whatever a test leaves behind becomes our child and is ended with its process group.
     // SAFETY: prctl with this operation takes an integer only.
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    // Held as long as tests run. Without KVM the tests say so themselves.
+    let _vm = crate::kvm::Kvm::open().and_then(|kvm| kvm.empty_vm()).ok();
     let root = std::env::temp_dir().join(format!("xvmm-tests-{}", std::process::id()));
     fs::create_dir_all(&root)?;
     let mut running: Vec<Job> = Vec::new();
