@@ -8,6 +8,8 @@ use crate::Result;
 
 const KVM_GET_API_VERSION: libc::c_ulong = 0xae00;
 const KVM_CREATE_VM: libc::c_ulong = 0xae01;
+const KVM_CREATE_IRQCHIP: libc::c_ulong = 0xae60;
+const KVM_CREATE_VCPU: libc::c_ulong = 0xae41;
 /// `_IOW(KVMIO, 0x7a, struct kvm_xen_hvm_config)`, 56 bytes.
 const KVM_XEN_HVM_CONFIG: libc::c_ulong = 0x4038_ae7a;
 const KVM_CHECK_EXTENSION: libc::c_ulong = 0xae03;
@@ -55,6 +57,13 @@ impl Kvm {
         (config[0], config[1]) = (2, 0x4000_0000);
         // SAFETY: the ioctl reads 56 bytes.
         unsafe { libc::ioctl(vm, KVM_XEN_HVM_CONFIG, config.as_ptr()) };
+        // And so for local APICs that are not enabled (apic_sw_disabled), which come and go with each processor
+        // that a guest starts: a vCPU that never runs keeps one. It lives as long as the process.
+        // SAFETY: the ioctls take integers and write nowhere.
+        unsafe {
+            libc::ioctl(vm, KVM_CREATE_IRQCHIP, 0);
+            libc::ioctl(vm, KVM_CREATE_VCPU, 0);
+        }
         // SAFETY: a descriptor that was just made, owned by nobody else.
         Ok(unsafe { OwnedFd::from_raw_fd(vm) })
     }
