@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::cases::{self, Case, HostKind};
@@ -13,7 +13,7 @@ use crate::nested::{Host, Running};
 use crate::packages::Cache;
 use crate::{Result, fail, formats, images, kvm};
 
-/// Time in which L1 must begin with its first test.
+/// Time in which L1 must be ready for its first test.
 const START_LIMIT: Duration = Duration::from_secs(180);
 
 /// Where the tests run.
@@ -128,27 +128,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let mut results = Results::default();
     let mut waiting = options.select()?;
     while let Some(first) = waiting.first() {
-        // One kind of host at a time; what a host that hung has not begun goes to the next start.
+        // One kind of host at a time.
         let kind = first.test.host;
         let (batch, rest): (Vec<Case>, Vec<Case>) =
             waiting.into_iter().partition(|case| case.test.host == kind);
         let place = if kind == HostKind::Usual { place } else { Place::Nested };
-        waiting = run_batch(&mut results, place, options.jobs, &xvmm, batch)?;
-        waiting.extend(rest);
-    }
-    // Once more what the emulated processor spoilt, see Results::report.
-    while !results.again.is_empty() {
-        let ids = std::mem::take(&mut results.again);
-        let cases: Vec<Case> =
-            options.select()?.into_iter().filter(|case| ids.contains(&case.id())).collect();
-        results.repeated.extend(ids);
-        let mut waiting = cases;
-        while !waiting.is_empty() {
-            waiting = run_batch(&mut results, Place::Nested, options.jobs, &xvmm, waiting)?;
-        }
-    }
-    if !results.repeated.is_empty() {
-        println!("repeated after a fault of the emulated processor: {}", results.repeated.join(" "));
+        run_batch(&mut results, place, options.jobs, &xvmm, batch)?;
+        waiting = rest;
     }
     println!("{} passed, {} failed", results.passed, results.failed);
     Ok(if results.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -170,7 +156,7 @@ pub fn program_under_test() -> Result<PathBuf> {
 }
 
 /// This host's KVM is used if it can run a guest, which only trying shows.
-pub fn choose_place(xvmm: &PathBuf) -> Result<Place> {
+pub fn choose_place(xvmm: &Path) -> Result<Place> {
     if let Err(error) = kvm::Kvm::open() {
         eprintln!("not on this host's KVM: {error}");
         return Ok(Place::Nested);
@@ -196,40 +182,16 @@ struct Results {
     failed: usize,
     quiet: bool,
     kept: String,
-    /// The tests run in the nested host.
-    nested: bool,
-    /// To be run once more, and run once more already.
-    again: Vec<String>,
-    repeated: Vec<String>,
-}
-
-/// What QEMU's emulation of a processor with SVM does to its guests now and then: an interrupt that is injected
-/// on entry faults and becomes a triple fault, or its frame lands in the host's memory and the host's own kernel
-/// panics ("corrupted stack end"). Guests of any VMM suffer from it.
-fn spoilt_by_the_emulator(log: &str) -> bool {
-    log.contains("triple fault") || log.contains("the tests' host ended early")
 }
 
 impl Results {
-    /// A test in the nested host that ends by a fault of the emulated processor is run once more; no other
-    /// failure, and none on real hardware.
     fn report(&mut self, id: &str, passed: bool, seconds: f32, log: &str) {
-        let spoilt = !passed && self.nested && spoilt_by_the_emulator(log);
-        let again = spoilt && !self.repeated.iter().any(|done| done == id);
+        let verdict = if passed { "ok" } else { "FAIL" };
         if passed {
             self.passed += 1;
-        } else if again {
-            self.again.push(id.to_owned());
         } else {
             self.failed += 1;
         }
-        let verdict = if passed {
-            "ok"
-        } else if again {
-            "SPOILT"
-        } else {
-            "FAIL"
-        };
         let line = format!("TEST {id} {verdict} {seconds:.1}s");
         if self.quiet {
             self.kept.push_str(&format!("{line}\n{log}"));
@@ -242,108 +204,119 @@ impl Results {
     }
 }
 
-/// Runs the cases on one host; those that a host did not get to are returned.
+/// Runs the cases, up to `jobs` at a time, each on a station of its own.
 fn run_batch(
     results: &mut Results,
     place: Place,
     jobs: usize,
-    xvmm: &PathBuf,
-    batch: Vec<Case>,
-) -> Result<Vec<Case>> {
-    let ids: Vec<String> = batch.iter().map(Case::id).collect();
-    let limit = batch.iter().map(|case| case.test.limit).max().unwrap_or_default() + Duration::from_secs(60);
-    results.nested = place == Place::Nested;
-    let mut side = start(place, jobs, xvmm, &batch)?;
-    let lines = read_lines(side.output()?);
-
-    let mut state = BTreeMap::from_iter(ids.iter().map(|id| (id.clone(), Progress::Waiting)));
-    let mut deadline = Instant::now() + START_LIMIT;
-    let mut tail: Vec<String> = Vec::new();
-    let mut current: Option<(String, bool, f32, String)> = None;
-    let ending = loop {
-        let line = match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => line,
-            Err(RecvTimeoutError::Timeout) => break "hung, and was ended",
-            Err(RecvTimeoutError::Disconnected) => break "ended early",
-        };
-        let Some((_, message)) = line.split_once("@@ ") else {
-            // Kernel messages of L1 and the like; they explain an early end.
-            tail.push(line);
-            if tail.len() > 40 {
-                tail.remove(0);
+    xvmm: &Path,
+    mut waiting: Vec<Case>,
+) -> Result<()> {
+    // Longest first, so that the last one does not run alone; those that measure come at the end.
+    waiting.sort_by_key(|case| (!case.test.alone, case.test.limit));
+    let material = Material::new(place, &waiting)?;
+    let (sender, messages) = mpsc::channel();
+    let mut stations: BTreeMap<usize, Station> = BTreeMap::new();
+    let mut made = 0;
+    while !waiting.is_empty() || !stations.is_empty() {
+        if stations.len() < jobs.min(stations.values().filter(|s| s.busy()).count() + waiting.len()) {
+            stations.insert(made, Station::start(place, &material, xvmm, made, &sender)?);
+            made += 1;
+        }
+        give_work(place, &mut stations, &mut waiting)?;
+        let Some(deadline) = stations.values().map(|station| station.deadline).min() else { continue };
+        match messages.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok((number, line)) => {
+                let Some(station) = stations.get_mut(&number) else { continue };
+                match line {
+                    Some(line) => station.take(line, results),
+                    None => end_station(stations.remove(&number), "ended early", results)?,
+                }
             }
+            Err(_) => {
+                let now = Instant::now();
+                let late: Vec<usize> =
+                    stations.iter().filter(|(_, s)| s.deadline <= now).map(|(number, _)| *number).collect();
+                for number in late {
+                    end_station(stations.remove(&number), "hung, and was ended", results)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A test for each station that waits for one; a station that nothing is left for ends.
+fn give_work(place: Place, stations: &mut BTreeMap<usize, Station>, waiting: &mut Vec<Case>) -> Result<()> {
+    let numbers: Vec<usize> = stations.keys().copied().collect();
+    for number in numbers {
+        let busy: Vec<&Case> = stations.values().filter_map(|station| station.case.as_ref()).collect();
+        // Nested, each has a host for itself anyway.
+        let alone = place == Place::Direct
+            && (busy.iter().any(|case| case.test.alone)
+                || !busy.is_empty() && waiting.last().is_some_and(|case| case.test.alone));
+        let Some(station) = stations.get_mut(&number) else { continue };
+        if !station.ready || station.busy() {
             continue;
-        };
-        deadline = Instant::now() + limit;
-        let (word, rest) = message.split_once(' ').unwrap_or((message, ""));
-        let (id, value) = rest.split_once(' ').unwrap_or((rest, ""));
-        match word {
-            "START" => {
-                eprintln!("started {id}");
-                state.insert(id.to_owned(), Progress::Started(Instant::now()));
-            }
-            "PASS" | "FAIL" => {
-                current = Some((id.to_owned(), word == "PASS", value.parse().unwrap_or(0.0), String::new()));
-            }
-            "LOG" => {
-                if let Some((_, _, _, log)) = &mut current {
-                    log.push_str(&format!("    {rest}\n"));
-                }
-            }
-            "DONE" => {
-                if let Some((id, passed, seconds, log)) = current.take() {
-                    results.report(&id, passed, seconds, &log);
-                    state.remove(&id);
-                }
-            }
-            "END" => break "ended",
-            _ => tail.push(line),
         }
-    };
-    drop(side);
-    let begun = state.values().any(|progress| matches!(progress, Progress::Started(_)));
-    if !begun && state.len() == ids.len() {
-        let tail = tail.join("\n");
-        return fail!("the tests' host {ending} before the first test began; it said last:\n{tail}");
-    }
-    let mut rest = Vec::new();
-    for case in batch {
-        match state.get(&case.id()) {
-            None => {}
-            Some(Progress::Started(at)) => {
-                let said: String = tail.iter().map(|line| format!("    {line}\n")).collect();
-                let log = format!("    the tests' host {ending} during this test; it said last:\n{said}");
-                results.report(&case.id(), false, at.elapsed().as_secs_f32(), &log);
-            }
-            Some(Progress::Waiting) if begun => rest.push(case),
-            Some(Progress::Waiting) => {
-                results.report(&case.id(), false, 0.0, "    the tests' host never began it\n");
-            }
+        if waiting.is_empty() {
+            stations.remove(&number);
+        } else if !alone && let Some(case) = waiting.pop() {
+            station.give(case)?;
         }
     }
-    Ok(rest)
+    Ok(())
 }
 
-enum Progress {
-    Waiting,
-    Started(Instant),
+/// A station went away. What it was at has failed; that one never began is an error.
+fn end_station(station: Option<Station>, ending: &str, results: &mut Results) -> Result<()> {
+    let Some(station) = station else { return Ok(()) };
+    let said: String = station.tail.iter().map(|line| format!("    {line}\n")).collect();
+    match &station.case {
+        Some(case) => {
+            let log = format!("    the tests' host {ending} during this test; it said last:\n{said}");
+            results.report(&case.id(), false, station.since.elapsed().as_secs_f32(), &log);
+            Ok(())
+        }
+        None if station.ready => Ok(()),
+        None => fail!("the tests' host {ending} before its first test began; it said last:\n{said}"),
+    }
 }
 
-/// The process whose output carries the results.
+/// What the stations of a batch need besides the program under test.
+struct Material {
+    cache: Cache,
+    tools: PathBuf,
+    formats: Option<PathBuf>,
+    without_xen: bool,
+}
+
+impl Material {
+    fn new(place: Place, cases: &[Case]) -> Result<Material> {
+        let cache = Cache::open()?;
+        images::guests(&cache)?;
+        let tools = images::tools(&cache)?;
+        let formats = cases.iter().any(|case| case.test.name == "formats");
+        let formats = if formats { Some(formats::build(&cache)?) } else { None };
+        let without_xen = cases.iter().any(|case| case.test.host == HostKind::WithoutXen);
+        if place == Place::Nested {
+            images::l1(&cache, "6.12")?;
+        }
+        Ok(Material { cache, tools, formats, without_xen })
+    }
+}
+
+/// The process that runs tests, one at a time: the runner, here or in a nested host of its own.
 enum Side {
-    Direct(std::process::Child),
+    Direct(Child),
     Nested(Running),
 }
 
 impl Side {
-    fn output(&mut self) -> Result<impl Read + Send + 'static> {
-        let child = match self {
+    fn child(&mut self) -> &mut Child {
+        match self {
             Side::Direct(child) => child,
             Side::Nested(running) => &mut running.child,
-        };
-        match child.stdout.take() {
-            Some(output) => Ok(output),
-            None => fail!("the tests' host has no output"),
         }
     }
 }
@@ -351,62 +324,143 @@ impl Side {
 impl Drop for Side {
     fn drop(&mut self) {
         if let Side::Direct(child) = self {
+            // Without orders it ends, and removes its folders.
+            for _ in 0..100 {
+                if !matches!(child.try_wait(), Ok(None)) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 }
 
-fn start(place: Place, jobs: usize, xvmm: &PathBuf, batch: &[Case]) -> Result<Side> {
-    let cache = Cache::open()?;
-    images::guests(&cache)?;
-    let ids = batch.iter().map(Case::id);
-    let formats = batch.iter().any(|case| case.test.name == "formats");
-    let formats = if formats { Some(formats::build(&cache)?) } else { None };
-    match place {
-        Place::Direct => {
-            let tools = images::tools(&cache)?;
-            let mut command = Command::new(std::env::current_exe()?);
-            command.arg("inside").arg(jobs.to_string()).args(ids);
-            command.env("XVMM", xvmm).env("XVMM_MATERIAL", cache.path("")).env("XVMM_TOOLS", tools);
-            Ok(Side::Direct(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?))
-        }
-        Place::Nested => {
-            let ids: Vec<String> = ids.collect();
-            let script = format!(
-                "dmesg -n 1\ndmesg -c > /dev/null\nexport XVMM=/usr/bin/xvmm XVMM_MATERIAL=/tests XVMM_TOOLS=/tests/tools\n\
-                 /tests/xvmm-tests inside {jobs} {}\n",
-                ids.join(" ")
-            );
-            let mut host = Host::new(&cache, script)?;
-            host.programs.push(("/usr/bin/xvmm".to_owned(), xvmm.clone()));
-            host.take(&images::tools(&cache)?, "/tests/tools")?;
-            if let Some(formats) = formats {
-                host.take(&formats, "/tests/formats")?;
+struct Station {
+    // Closed before the side is dropped: a runner without orders ends.
+    orders: ChildStdin,
+    _side: Side,
+    ready: bool,
+    case: Option<Case>,
+    /// When the current test began.
+    since: Instant,
+    deadline: Instant,
+    /// The last lines that were no messages: they explain an early end.
+    tail: Vec<String>,
+    /// The verdict on the current test, and its log so far.
+    verdict: Option<(bool, f32, String)>,
+}
+
+impl Station {
+    fn start(
+        place: Place,
+        material: &Material,
+        xvmm: &Path,
+        number: usize,
+        sender: &mpsc::Sender<(usize, Option<String>)>,
+    ) -> Result<Station> {
+        let mut side = match place {
+            Place::Direct => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.arg("inside").stdin(Stdio::piped()).stdout(Stdio::piped());
+                command.env("XVMM", xvmm).env("XVMM_MATERIAL", material.cache.path(""));
+                Side::Direct(command.env("XVMM_TOOLS", &material.tools).spawn()?)
             }
-            if batch.iter().any(|case| case.test.host == HostKind::WithoutXen) {
-                host.kernel = "6.1".to_owned();
+            Place::Nested => {
+                let script = "dmesg -n 1\ndmesg -c > /dev/null\nstty -echo\n\
+                    export XVMM=/usr/bin/xvmm XVMM_MATERIAL=/tests XVMM_TOOLS=/tests/tools\n\
+                    /tests/xvmm-tests inside\n";
+                let mut host = Host::new(&material.cache, script.to_owned())?;
+                host.programs.push(("/usr/bin/xvmm".to_owned(), xvmm.to_owned()));
+                host.take(&material.tools, "/tests/tools")?;
+                if let Some(formats) = &material.formats {
+                    host.take(formats, "/tests/formats")?;
+                }
+                if material.without_xen {
+                    host.kernel = "6.1".to_owned();
+                }
+                Side::Nested(host.start(&material.cache)?)
             }
-            Ok(Side::Nested(host.start(&cache)?))
+        };
+        let child = side.child();
+        let (Some(orders), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            return fail!("the tests' host has no input or output");
+        };
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            read_lines(output, |line| sender.send((number, Some(line))).is_ok());
+            let _ = sender.send((number, None));
+        });
+        Ok(Station {
+            orders,
+            _side: side,
+            ready: false,
+            case: None,
+            since: Instant::now(),
+            deadline: Instant::now() + START_LIMIT,
+            tail: Vec::new(),
+            verdict: None,
+        })
+    }
+
+    fn busy(&self) -> bool {
+        self.case.is_some() || !self.ready
+    }
+
+    fn give(&mut self, case: Case) -> Result<()> {
+        eprintln!("started {}", case.id());
+        // One that ended meanwhile is found out by its output.
+        let _ = writeln!(self.orders, "{}", case.id());
+        self.since = Instant::now();
+        self.deadline = self.since + case.test.limit + Duration::from_secs(60);
+        self.case = Some(case);
+        Ok(())
+    }
+
+    fn take(&mut self, line: String, results: &mut Results) {
+        let Some((_, message)) = line.split_once("@@ ") else {
+            self.tail.push(line);
+            if self.tail.len() > 40 {
+                self.tail.remove(0);
+            }
+            return;
+        };
+        let (word, rest) = message.split_once(' ').unwrap_or((message, ""));
+        match word {
+            "READY" => self.ready = true,
+            "PASS" | "FAIL" => {
+                let seconds = rest.split(' ').next_back().and_then(|word| word.parse().ok());
+                self.verdict = Some((word == "PASS", seconds.unwrap_or(0.0), String::new()));
+            }
+            "LOG" => {
+                if let Some((_, _, log)) = &mut self.verdict {
+                    log.push_str(&format!("    {rest}\n"));
+                }
+            }
+            "DONE" => {
+                if let (Some(case), Some((passed, seconds, log))) = (self.case.take(), self.verdict.take()) {
+                    results.report(&case.id(), passed, seconds, &log);
+                    // It waits for the next one as long as it takes.
+                    self.deadline = Instant::now() + Duration::from_secs(24 * 3600);
+                }
+            }
+            _ => self.tail.push(line),
         }
     }
 }
 
-fn read_lines(output: impl Read + Send + 'static) -> mpsc::Receiver<String> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut reader = BufReader::new(output);
-        let mut line = Vec::new();
-        // Consoles carry any bytes: lines are not necessarily UTF-8.
-        while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-            if sender.send(text).is_err() {
-                return;
-            }
-            line.clear();
+/// Calls `each` for each line, until it says no.
+fn read_lines(output: impl Read, each: impl Fn(String) -> bool) {
+    let mut reader = BufReader::new(output);
+    let mut line = Vec::new();
+    // Consoles carry any bytes: lines are not necessarily UTF-8.
+    while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+        if !each(String::from_utf8_lossy(&line).trim_end().to_owned()) {
+            return;
         }
-    });
-    receiver
+        line.clear();
+    }
 }
 
 #[cfg(test)]
@@ -416,21 +470,6 @@ mod tests {
 
     fn options(words: &[&str]) -> Result<Options> {
         Options::parse(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn only_what_the_emulator_spoilt_runs_again_and_only_once() {
-        let spoilt = "    xvmm: the guest crashed: triple fault vcpu=1\n";
-        let mut nested = Results { quiet: true, nested: true, ..Results::default() };
-        nested.report("a", false, 1.0, spoilt);
-        nested.report("b", false, 1.0, "    the sums differ\n");
-        assert_eq!((nested.again.clone(), nested.failed), (vec!["a".to_owned()], 1));
-        nested.repeated = std::mem::take(&mut nested.again);
-        nested.report("a", false, 1.0, spoilt);
-        assert_eq!((nested.again.len(), nested.failed), (0, 2));
-        let mut direct = Results { quiet: true, ..Results::default() };
-        direct.report("a", false, 1.0, spoilt);
-        assert_eq!((direct.again.len(), direct.failed), (0, 1));
     }
 
     #[test]

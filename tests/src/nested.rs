@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::cpio::Archive;
 use crate::packages::Cache;
@@ -16,6 +17,11 @@ use crate::{Result, fail, images};
 pub struct Host {
     /// Label of the kernel it runs (see [`images::GUEST_KERNELS`]).
     pub kernel: String,
+    /// Processors. QEMU's emulation of SVM (target/i386/tcg: `helper_vmrun`) leaves the vector of an interrupt that
+    /// KVM injects behind as a pending exception, and delivers it twice if another processor's thread makes this
+    /// one leave its loop before the next exit: guests end by a triple fault, and the host by a panic ("corrupted
+    /// stack end"). With one processor there is nobody to do that.
+    pub processors: u32,
     /// RAM in MiB.
     pub memory: u32,
     /// Programs to take along: path in L1 and path here.
@@ -40,7 +46,15 @@ impl Host {
             }
         }
         let programs = vec![("/tests/xvmm-tests".to_owned(), std::env::current_exe()?)];
-        Ok(Host { kernel: "6.12".to_owned(), memory: 3072, programs, files, script, interactive: false })
+        Ok(Host {
+            kernel: "6.12".to_owned(),
+            processors: 1,
+            memory: 3072,
+            programs,
+            files,
+            script,
+            interactive: false,
+        })
     }
 
     /// Takes the files of a folder along.
@@ -68,7 +82,9 @@ impl Host {
             overlay.copy(path, file)?;
         }
         overlay.file("/tests/start", 0o644, self.script.as_bytes());
-        let initramfs = cache.path(&format!("l1-{}-{}.initramfs", std::process::id(), self.kernel));
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let initramfs = cache.path(&format!("l1-{}-{number}.initramfs", std::process::id()));
         let mut file = File::create(&initramfs)?;
         file.write_all(&std::fs::read(base.join("base"))?)?;
         file.write_all(&overlay.finish())?;
@@ -76,7 +92,8 @@ impl Host {
 
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-accel", "tcg,thread=multi,tb-size=1024", "-M", "q35", "-cpu", "max", "-smp", "2"])
+            .args(["-accel", "tcg,thread=multi,tb-size=1024", "-M", "q35", "-cpu", "max"])
+            .args(["-smp", &self.processors.to_string()])
             .args(["-m", &self.memory.to_string()])
             .args(["-nographic", "-nodefaults", "-no-reboot", "-no-user-config"])
             .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
@@ -86,7 +103,7 @@ impl Host {
             .arg(&initramfs)
             .args(["-append", "console=ttyS0 panic=-1 mitigations=off quiet"]);
         if !self.interactive {
-            command.stdin(Stdio::null()).stdout(Stdio::piped());
+            command.stdin(Stdio::piped()).stdout(Stdio::piped());
         }
         match command.spawn() {
             Ok(child) => Ok(Running { child, initramfs }),

@@ -1,8 +1,8 @@
 //! The KVM host's side: runs tests, each in a process and a network namespace of its own.
 //!
-//! The results go to stdout, one message per line: `@@ START id`, `@@ PASS id seconds` or
-//! `@@ FAIL id seconds`, `@@ LOG text` (what the test and its guests printed, after a failure),
-//! `@@ DONE id`, and at last `@@ END`.
+//! It says `@@ READY` and reads the names of tests, one per line. The results go to stdout, one message per
+//! line: `@@ PASS id seconds` or `@@ FAIL id seconds`, `@@ LOG text` (what the test and its guests printed,
+//! after a failure), `@@ DONE id`.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -24,59 +24,32 @@ struct Job {
     started: Instant,
 }
 
-/// `inside JOBS ID...`: runs the tests, up to JOBS of them at a time.
+/// `inside`: runs the tests whose ids it reads, a line each, until there are no more.
 pub fn inside(words: &[String]) -> Result<ExitCode> {
-    let Some((jobs, ids)) = words.split_first() else {
+    if !words.is_empty() {
         return fail!("{}", crate::USAGE);
-    };
-    let limit: usize = jobs.parse()?;
-    let mut waiting: Vec<Case> = Vec::new();
-    for id in ids {
-        waiting.push(cases::find(id)?);
     }
-    // Longest first, so that the last one does not run alone; those that want the host for
-    // themselves come at the end.
-    waiting.sort_by_key(|case| (case.test.alone, std::cmp::Reverse(case.test.limit)));
-    waiting.reverse();
     // Whatever a test leaves behind becomes our child and is ended with its process group.
     // SAFETY: prctl with this operation takes an integer only.
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
-    // Held as long as tests run. Without KVM the tests say so themselves.
-    let _vm = crate::kvm::Kvm::open().and_then(|kvm| kvm.empty_vm()).ok();
     let root = std::env::temp_dir().join(format!("xvmm-tests-{}", std::process::id()));
     fs::create_dir_all(&root)?;
-    let mut running: Vec<Job> = Vec::new();
-    while !waiting.is_empty() || !running.is_empty() {
-        while let Some(case) = waiting.last() {
-            let alone = case.test.alone || running.iter().any(|job| job.case.test.alone);
-            if running.len() >= if alone { 1 } else { limit } {
-                break;
-            }
-            if let Some(case) = waiting.pop() {
-                println!("@@ START {}", case.id());
-                running.push(start(case, &root)?);
-            }
-        }
-        let mut index = 0;
-        while let Some(job) = running.get_mut(index) {
-            let late = job.started.elapsed() > job.case.test.limit;
+    println!("@@ READY");
+    for line in std::io::stdin().lines() {
+        let mut job = start(cases::find(line?.trim())?, &root)?;
+        let reason = loop {
             match job.child.try_wait()? {
-                None if !late => index += 1,
-                status => {
-                    let reason = match status {
-                        Some(status) if status.success() => None,
-                        Some(status) => Some(format!("the test ended with {status}")),
-                        None => Some(format!("the test hung for {} s", job.case.test.limit.as_secs())),
-                    };
-                    let job = running.remove(index);
-                    finish(job, reason.as_deref());
+                Some(status) if status.success() => break None,
+                Some(status) => break Some(format!("the test ended with {status}")),
+                None if job.started.elapsed() > job.case.test.limit => {
+                    break Some(format!("the test hung for {} s", job.case.test.limit.as_secs()));
                 }
+                None => std::thread::sleep(Duration::from_millis(20)),
             }
-        }
-        std::thread::sleep(Duration::from_millis(20));
+        };
+        finish(job, reason.as_deref());
     }
     let _ = fs::remove_dir_all(&root);
-    println!("@@ END");
     Ok(ExitCode::SUCCESS)
 }
 
