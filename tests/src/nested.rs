@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -104,6 +105,14 @@ impl Host {
             .args(["-append", "console=ttyS0 panic=-1 mitigations=off quiet"]);
         if !self.interactive {
             command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        }
+        // It does not outlive this program, however that ends.
+        // SAFETY: prctl with this operation takes an integer only, and is safe after fork().
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+                Ok(())
+            });
         }
         match command.spawn() {
             Ok(child) => Ok(Running { child, initramfs }),
