@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::engine::IoVec;
 use crate::protocol::SECTOR_SIZE;
+use crate::storage::{Discard, Storage, Traits};
 
 /// Why a disk image cannot be used.
 #[derive(Debug, Error)]
@@ -203,6 +205,69 @@ impl DiskImage {
     }
 }
 
+impl Storage for DiskImage {
+    fn traits(&self) -> Traits {
+        let (memory, offset) = self.direct.map_or((1, 512), |direct| (direct.memory, direct.offset));
+        // Files free whole pages; devices say by themselves what they ignore.
+        let granularity = if self.block_device { self.physical_block } else { 4096 };
+        Traits {
+            logical_block: self.logical_block,
+            physical_block: self.physical_block,
+            discard: (!self.readonly).then_some(Discard { granularity, alignment: 0 }),
+            memory_alignment: memory,
+            offset_alignment: offset.max(self.logical_block),
+        }
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.current_size()
+    }
+
+    fn raw(&self) -> Option<RawFd> {
+        Some(self.as_raw_fd())
+    }
+
+    unsafe fn read_at(&self, buffers: &[IoVec], offset: u64) -> io::Result<usize> {
+        let (count, offset) = vector(buffers, offset)?;
+        // SAFETY: the caller promises that the memory is valid; IoVec has the layout of iovec.
+        result(unsafe { libc::preadv(self.as_raw_fd(), buffers.as_ptr().cast(), count, offset) })
+    }
+
+    unsafe fn write_at(&self, buffers: &[IoVec], offset: u64) -> io::Result<usize> {
+        let (count, offset) = vector(buffers, offset)?;
+        // SAFETY: as above.
+        result(unsafe { libc::pwritev(self.as_raw_fd(), buffers.as_ptr().cast(), count, offset) })
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        // SAFETY: the call takes a descriptor only.
+        result(unsafe { libc::fdatasync(self.as_raw_fd()) } as isize).map(drop)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.block_device {
+            let range = [offset, len];
+            // SAFETY: BLKDISCARD reads two u64.
+            return result(unsafe { libc::ioctl(self.as_raw_fd(), BLKDISCARD, range.as_ptr()) } as isize)
+                .map(drop);
+        }
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let cut = |n| libc::off_t::try_from(n).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL));
+        // SAFETY: the call takes integers only.
+        result(unsafe { libc::fallocate(self.as_raw_fd(), mode, cut(offset)?, cut(len)?) } as isize).map(drop)
+    }
+}
+
+fn vector(buffers: &[IoVec], offset: u64) -> io::Result<(libc::c_int, libc::off_t)> {
+    let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
+    Ok((buffers.len().try_into().map_err(invalid)?, offset.try_into().map_err(invalid)?))
+}
+
+/// What a system call returned, or the errno.
+fn result(value: isize) -> io::Result<usize> {
+    usize::try_from(value).map_err(|_| io::Error::last_os_error())
+}
+
 impl AsRawFd for DiskImage {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
@@ -299,10 +364,11 @@ fn size_of_file(file: &File, block_device: bool) -> io::Result<u64> {
     Ok(bytes)
 }
 
-// linux/fs.h: _IOR(0x12, 114, size_t), _IO(0x12, 104), _IO(0x12, 123).
+// linux/fs.h: _IOR(0x12, 114, size_t), _IO(0x12, 104), _IO(0x12, 123), _IO(0x12, 119).
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
 const BLKSSZGET: libc::c_ulong = 0x1268;
 const BLKPBSZGET: libc::c_ulong = 0x127b;
+const BLKDISCARD: libc::c_ulong = 0x1277;
 
 /// Logical and physical sector size of a block device.
 fn block_sizes(file: &File) -> io::Result<(u32, u32)> {

@@ -12,6 +12,7 @@ pub mod engine;
 pub mod image;
 pub mod protocol;
 pub mod queue;
+pub mod storage;
 
 pub use device::{BlockDevice, DiskConfig};
 pub use disk::{Counters, Disk};
