@@ -22,7 +22,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::control::{Control, Ending, Requests, Signals};
 use super::store_service::StoreService;
-use super::{DomainDir, Registry, preflight};
+use super::{DomainDir, Registry, disks, preflight};
 use crate::api::{ApiHandler, ApiServer, Shutdown};
 use crate::boot::{Initrd, Kernel, LoadRequest, MemmapEntry};
 use crate::config::{DomainConfig, NetConfig, OnReboot};
@@ -127,9 +127,9 @@ fn load_request<'a>(
 
 fn open_images(config: &DomainConfig, registry: &Registry) -> Result<Vec<DiskImage>, Failure> {
     let open = |disk: &crate::config::DiskConfig| {
-        DiskImage::open(&disk.path, disk.readonly).map_err(|error| {
-            let holder = registry.find_holder(&disk.path, disk.readonly).ok().flatten();
-            Failure::from_image(&error, holder.as_ref())
+        disks::open_storage(disk).map_err(|error| {
+            let holder = registry.find_holder(disk).ok().flatten();
+            Failure::from_storage(&error, holder.as_ref())
         })
     };
     config.disks.iter().map(open).collect()
@@ -202,12 +202,7 @@ impl Domain {
         let uuid = uuid(folder.name(), domid);
         populate(&mut store, config, folder, &ring_keys, tty.as_deref(), &uuid);
         for (disk, image) in config.disks.iter().zip(images) {
-            let shown = blkback::DiskConfig {
-                vdev: disk.vdev.to_string(),
-                virtual_device: disk.vdev.virtual_device(),
-                readonly: disk.readonly,
-                bootable: config.disks.first() == Some(disk),
-            };
+            let shown = disks::shown(disk, config.disks.first() == Some(disk));
             store.add(Box::new(BlockDevice::new(shown, image)));
         }
         for nic in nics {
