@@ -13,6 +13,7 @@ use crate::domain::preflight::{FileProblem, PreflightError};
 use crate::domain::{DomainEntry, DomainError, StorageError};
 use crate::machine::MachineError;
 use crate::network::NetworkError;
+use crate::storage::{IscsiError, IscsiProblem};
 
 /// Declares the statuses with the sentence that `xvmm --help` and the documentation show.
 macro_rules! statuses {
@@ -66,6 +67,7 @@ statuses! {
     NotABridge = 31 "the interface is not a bridge";
     InvalidMac = 32 "a MAC address is invalid, multicast, or given twice";
     TapFailed = 33 "the guest's network interface cannot be made on the host";
+    IscsiFailed = 34 "an iSCSI disk cannot be had: open-iscsi, the portal, the target or its LUN";
     KvmMissing = 40 "/dev/kvm is missing";
     KvmNotPermitted = 41 "/dev/kvm may not be opened";
     KvmUnusable = 42 "/dev/kvm cannot run guests";
@@ -205,6 +207,16 @@ fn disk_status(error: &DiskImageError) -> ExitStatus {
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Failure {
         Failure::new(ExitStatus::HostError, error)
+    }
+}
+
+impl From<IscsiError> for Failure {
+    fn from(error: IscsiError) -> Failure {
+        let status = match &error.problem {
+            IscsiProblem::InvalidName | IscsiProblem::InvalidPortal => ExitStatus::Usage,
+            _ => ExitStatus::IscsiFailed,
+        };
+        Failure::new(status, error)
     }
 }
 
