@@ -207,6 +207,8 @@ impl Domain {
                 virtual_device: disk.vdev.virtual_device(),
                 readonly: disk.readonly,
                 bootable: config.disks.first() == Some(disk),
+                discard: true,
+                ..Default::default()
             };
             store.add(Box::new(BlockDevice::new(shown, image)));
         }
