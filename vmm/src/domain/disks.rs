@@ -38,6 +38,8 @@ pub fn shown(disk: &DiskConfig, bootable: bool) -> blkback::DiskConfig {
         virtual_device: disk.vdev.virtual_device(),
         readonly: disk.readonly,
         bootable,
+        discard: true,
+        ..Default::default()
     }
 }
 
