@@ -187,7 +187,9 @@ impl Failure {
                 DomainError::disk_in_use(path, holder).into()
             }
             (StorageError::Image(image), _) => Failure::new(disk_status(image), format!("--disk: {error}")),
-            (StorageError::NotServed(_), _) => Failure::new(ExitStatus::DiskFormat, format!("--disk {error}")),
+            (StorageError::NotServed(_), _) => {
+                Failure::new(ExitStatus::DiskFormat, format!("--disk {error}"))
+            }
         }
     }
 }

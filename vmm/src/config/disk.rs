@@ -320,12 +320,12 @@ impl DiskConfig {
             let (disk, part) = if self.vdev < other.vdev { (self, other) } else { (other, self) };
             return Some(Problem::VdevPart { disk: disk.vdev.to_string(), part: part.vdev.to_string() });
         }
-        let same = match (&self.source, &other.source) {
+        let same = || match (&self.source, &other.source) {
             (DiskSource::Path(one), DiskSource::Path(two)) => one == two,
             (DiskSource::Iscsi(one), DiskSource::Iscsi(two)) => one.is_same_disk(two),
             _ => false,
         };
-        if same && !self.access().goes_with(other.access()) {
+        if !self.access().goes_with(other.access()) && same() {
             return Some(Problem::SameImage);
         }
         match &self.group {

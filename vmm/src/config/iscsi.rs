@@ -45,7 +45,9 @@ impl IscsiTarget {
                 self.portal
             ));
         }
-        if self.chap.as_ref().is_some_and(|chap| chap.as_os_str().is_empty()) {
+        let no_file =
+            |chap: &PathBuf| chap.as_os_str().is_empty() || chap.as_os_str().as_encoded_bytes().contains(&0);
+        if self.chap.as_ref().is_some_and(no_file) {
             return Err("chap= names no file; give the path of a file with the user and the secret".into());
         }
         Ok(())
