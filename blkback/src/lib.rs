@@ -16,7 +16,7 @@ pub mod storage;
 
 pub use device::{BlockDevice, DiskConfig};
 pub use disk::{Counters, Disk};
-pub use image::{DiskImage, ImageError};
+pub use image::{Access, CacheMode, DiskImage, Format, ImageError, ImageOptions};
 
 #[cfg(test)]
 mod testing;
