@@ -1,12 +1,16 @@
 //! Domains of this host: ids, names, state folders, and what must hold before one is made.
 
+mod block;
 mod control;
 mod error;
+mod hotplug;
 mod life_cycle;
 pub mod preflight;
 mod registry;
 mod state_dir;
 mod store_service;
+#[cfg(test)]
+mod testing;
 
 pub use error::DomainError;
 pub use life_cycle::run;

@@ -118,7 +118,7 @@ pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
     }
     let mut images: Vec<(ImageId, &DiskConfig)> = Vec::new();
     for disk in &mut config.disks {
-        disk.path = here.join(find_image(&disk.path, &here, &config.images_dir)?);
+        prepare_disk(disk, &here, &config.images_dir)?;
         let id = check_image(disk, &config.run_dir)?;
         let same =
             images.iter().find(|(other, earlier)| *other == id && !(earlier.readonly && disk.readonly));
@@ -137,6 +137,12 @@ pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
         registry.check_name_free(name).map_err(PreflightError::Domain)?;
     }
     config.assign_macs();
+    Ok(())
+}
+
+/// Makes the paths of a disk absolute.
+pub(super) fn prepare_disk(disk: &mut DiskConfig, here: &Path, images: &Path) -> Result<(), PreflightError> {
+    disk.path = here.join(find_image(&disk.path, here, images)?);
     Ok(())
 }
 

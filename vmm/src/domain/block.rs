@@ -1,0 +1,301 @@
+//! Disks that are attached and detached while the guest runs: what of it is about disks. The rest is in
+//! [`super::hotplug`].
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use devices::xen::xenbus::DeviceId;
+use serde_json::{Value, json};
+
+use super::Registry;
+use super::hotplug::{Arrival, Departure, Hotplug, Open, Opened, no_such_device};
+use super::life_cycle::{block_device, open_images};
+use super::preflight::prepare_disk;
+use crate::api::{BlockAttach, BlockDetach, CdInsert, DeviceChange, Reply};
+use crate::config::{DiskConfig, DiskSpec, DomainConfig, Problem, Vdev};
+use crate::exit::{ExitStatus, Failure};
+
+/// How long the guest has to let go of a disk, unless the request says otherwise: as with Xen's toolstack.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The same for a disk that it loses in any case: enough for a driver that listens to fail its I/O in good
+/// order. Without that, Linux waits for answers from a ring that nobody serves.
+const FORCE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Does what a request asks for, and answers it.
+pub(super) fn change(hotplug: &mut Hotplug, change: DeviceChange, reply: Reply) {
+    let config = hotplug.config();
+    let planned = match change {
+        DeviceChange::BlockAttach(request) => attach(hotplug, &config, request).map(|a| (Some(a), None)),
+        DeviceChange::BlockDetach(request) => detach(&config, &request).map(|d| (None, Some(d))),
+        DeviceChange::CdInsert(request) => insert(&config, request),
+        DeviceChange::CdEject(request) => eject(&config, &request).map(|d| (None, Some(d))),
+    };
+    match planned {
+        Ok((Some(arrival), before)) => hotplug.attach(arrival, before, reply),
+        Ok((None, Some(departure))) => hotplug.detach(departure, reply),
+        Ok((None, None)) => reply.send(Ok(Value::Null)),
+        Err(failure) => reply.send(Err(failure)),
+    }
+}
+
+/// The device of the disk of this name.
+fn device_id(vdev: Vdev) -> DeviceId {
+    DeviceId { class: "vbd", index: vdev.virtual_device() }
+}
+
+/// A disk without a name gets the first one that is free, as with `--disk`.
+fn attach(hotplug: &Hotplug, config: &DomainConfig, request: BlockAttach) -> Result<Arrival, Failure> {
+    let mut spec = DiskSpec::parse(&request.spec)?;
+    spec.vdev = spec.vdev.or_else(|| {
+        let mut names = (0..).map_while(Vdev::xvd);
+        names.find(|vdev| !hotplug.is_taken(device_id(*vdev)))
+    });
+    arrival(config, spec, request.directory)
+}
+
+fn arrival(config: &DomainConfig, spec: DiskSpec, here: Option<PathBuf>) -> Result<Arrival, Failure> {
+    let disk = DiskSpec::assign(vec![spec])?.pop();
+    let disk = disk.ok_or_else(|| Failure::new(ExitStatus::Internal, "a disk got lost"))?;
+    let name = disk.vdev.to_string();
+    let (id, answer) = (device_id(disk.vdev), json!({ "vdev": name }));
+    let config = config.clone();
+    let open: Open = Box::new(move || open(config, disk, here.as_deref()));
+    Ok(Arrival { id, name, open, answer })
+}
+
+/// Finds, opens and locks the image, with the checks that a start makes. Relative paths begin in `here`, else
+/// in the images folder. May block.
+fn open(mut config: DomainConfig, mut disk: DiskConfig, here: Option<&Path>) -> Result<Opened, Failure> {
+    prepare_disk(&mut disk, here.unwrap_or(&config.images_dir), &config.images_dir)?;
+    // The disk whose place it takes goes before this one comes.
+    config.disks.retain(|other| other.vdev != disk.vdev);
+    config.disks.push(disk.clone());
+    config.validate()?;
+    config.disks = vec![disk.clone()];
+    let registry = Registry::open(&config.run_dir)?;
+    let image = open_images(&config, &registry)?.pop();
+    let image = image.ok_or_else(|| Failure::new(ExitStatus::Internal, "an image got lost"))?;
+    let device = Box::new(block_device(&disk, false, image));
+    let describe = Box::new(move |config: &mut DomainConfig| {
+        config.disks.retain(|other| other.vdev != disk.vdev);
+        config.disks.push(disk);
+    });
+    Ok(Opened { device, describe })
+}
+
+/// The disk of the domain that is called `name`, or has this number in xenstore.
+fn find<'a>(config: &'a DomainConfig, name: &str) -> Result<&'a DiskConfig, Failure> {
+    let number = match (name.parse::<Vdev>(), name.parse::<u32>()) {
+        (Ok(vdev), _) => vdev.virtual_device(),
+        (_, Ok(number)) => number,
+        _ => {
+            let problem = Problem::Vdev(name.to_owned());
+            return Err(Failure::new(ExitStatus::InvalidVdev, problem));
+        }
+    };
+    let found = config.disks.iter().find(|disk| disk.vdev.virtual_device() == number);
+    found.ok_or_else(|| no_such_device(name))
+}
+
+fn detach(config: &DomainConfig, request: &BlockDetach) -> Result<Departure, Failure> {
+    let disk = find(config, &request.vdev)?;
+    Ok(departure(disk.vdev, request.force, request.timeout))
+}
+
+fn departure(vdev: Vdev, force: bool, timeout: Option<Duration>) -> Departure {
+    let patience = timeout.unwrap_or(if force { FORCE_PATIENCE } else { PATIENCE });
+    let describe = Box::new(move |config: &mut DomainConfig| config.disks.retain(|disk| disk.vdev != vdev));
+    Departure { id: device_id(vdev), name: vdev.to_string(), patience, force, describe }
+}
+
+/// A new medium comes as a new disk, in place of the one before: blkfront cannot change the medium of a disk,
+/// and keeps what it has cached of it.
+fn insert(config: &DomainConfig, request: CdInsert) -> Result<(Option<Arrival>, Option<Departure>), Failure> {
+    let (vdev, before) = match find(config, &request.vdev) {
+        Ok(disk) => (cdrom(disk)?.vdev, Some(departure(disk.vdev, request.force, request.timeout))),
+        // The drive was ejected, or never there.
+        Err(failure) => (request.vdev.parse().map_err(|_| failure)?, None),
+    };
+    let file = request.file.display().to_string().replace('"', "\"\"");
+    let spec = DiskSpec::parse(&format!("path=\"{file}\",vdev={vdev},ro"))?;
+    let arrival = Arrival { answer: Value::Null, ..arrival(config, spec, request.directory)? };
+    Ok((Some(arrival), before))
+}
+
+fn eject(config: &DomainConfig, request: &BlockDetach) -> Result<Departure, Failure> {
+    let disk = cdrom(find(config, &request.vdev)?)?;
+    Ok(departure(disk.vdev, request.force, request.timeout))
+}
+
+/// Only what the guest cannot write to is a medium that may be changed.
+fn cdrom(disk: &DiskConfig) -> Result<&DiskConfig, Failure> {
+    if disk.readonly {
+        return Ok(disk);
+    }
+    let sentence = "the guest can write to this disk, so it is no CD-ROM; use `xvmm block-detach`";
+    Err(Failure::new(ExitStatus::NoSuchDevice, format!("{}: {sentence}", disk.vdev)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+
+    use blkback::DiskImage;
+
+    use super::*;
+    use crate::domain::testing::{Side, TestDomain};
+
+    /// A domain whose disks are files of 4 KiB in its images folder.
+    fn domain(files: &[&str]) -> TestDomain {
+        let domain = TestDomain::new();
+        files.iter().for_each(|file| fs::write(domain.dir.path().join(file), [0; 4096]).unwrap());
+        domain
+    }
+
+    fn ask(domain: &mut TestDomain, request: DeviceChange) -> (u16, String) {
+        let reply = domain.outbox.reply();
+        change(&mut domain.hotplug, request, reply);
+        domain.answer()
+    }
+
+    fn attach(domain: &mut TestDomain, spec: &str) -> (u16, String) {
+        let directory = Some(domain.dir.path().to_owned());
+        ask(domain, DeviceChange::BlockAttach(BlockAttach { spec: spec.into(), directory }))
+    }
+
+    fn request(vdev: &str) -> BlockDetach {
+        BlockDetach { vdev: vdev.into(), force: true, timeout: Some(Duration::ZERO) }
+    }
+
+    fn insert(domain: &mut TestDomain, vdev: &str, file: &str) -> (u16, String) {
+        let request = CdInsert {
+            vdev: vdev.into(),
+            file: file.into(),
+            directory: Some(domain.dir.path().to_owned()),
+            force: true,
+            timeout: Some(Duration::ZERO),
+        };
+        ask(domain, DeviceChange::CdInsert(request))
+    }
+
+    fn disks(domain: &TestDomain) -> Vec<String> {
+        let dir = domain.dir.path().to_owned();
+        let show =
+            |disk: DiskConfig| format!("{}={}", disk.vdev, disk.path.strip_prefix(&dir).unwrap().display());
+        domain.described().disks.into_iter().map(show).collect()
+    }
+
+    fn is_locked(domain: &TestDomain, file: &str) -> bool {
+        DiskImage::open(&domain.dir.path().join(file), false).is_err()
+    }
+
+    #[test]
+    fn an_attached_disk_has_the_nodes_and_the_lock_of_one_from_the_start() {
+        let mut domain = domain(&["a.img"]);
+        assert_eq!(attach(&mut domain, "a.img,vdev=xvdb"), (200, r#"{"vdev":"xvdb"}"#.into()));
+        let id = device_id("xvdb".parse().unwrap());
+        for (side, key, value) in [
+            (Side::Front, "state", "1"),
+            (Side::Front, "virtual-device", "51728"),
+            (Side::Front, "backend", "/local/domain/0/backend/vbd/1/51728"),
+            (Side::Back, "state", "2"),
+            (Side::Back, "online", "1"),
+            (Side::Back, "dev", "xvdb"),
+            (Side::Back, "mode", "w"),
+            (Side::Back, "bootable", "0"),
+        ] {
+            assert_eq!(domain.node(side, id, key).as_deref(), Some(value), "{key}");
+        }
+        assert!(is_locked(&domain, "a.img"));
+        assert_eq!(disks(&domain), ["xvdb=a.img"]);
+    }
+
+    #[test]
+    fn disks_without_a_name_get_the_free_ones() {
+        let mut domain = domain(&["a", "b", "c", "d"]);
+        for (spec, vdev) in [("a", "xvda"), ("b,vdev=xvdc", "xvdc"), ("c", "xvdb"), ("d", "xvdd")] {
+            assert_eq!(attach(&mut domain, spec), (200, format!(r#"{{"vdev":"{vdev}"}}"#)));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_attached_is_told_as_at_the_start() {
+        let mut domain = domain(&["a", "b"]);
+        fs::write(domain.dir.path().join("empty"), "").unwrap();
+        fs::write(domain.dir.path().join("odd"), [0; 513]).unwrap();
+        assert_eq!(attach(&mut domain, "a,vdev=xvda").0, 200);
+        let table = [
+            ("b,vdev=vda", ExitStatus::InvalidVdev, "`vda` is not a virtual disk"),
+            ("b,vdev=xvda", ExitStatus::SameVdev, "xvda: the guest has a device of this name"),
+            ("a", ExitStatus::DiskInUse, "the image is given twice"),
+            ("none", ExitStatus::DiskMissing, "no such image in"),
+            ("./none", ExitStatus::DiskMissing, "there is no such file"),
+            ("empty", ExitStatus::DiskEmpty, "is empty"),
+            ("odd", ExitStatus::DiskUnaligned, "not a multiple of 512"),
+            ("run/", ExitStatus::DiskNotAFile, "is a directory"),
+        ];
+        for (spec, status, words) in table {
+            let directory = Some(domain.dir.path().to_owned());
+            let reply = domain.outbox.reply();
+            let request = BlockAttach { spec: spec.into(), directory };
+            change(&mut domain.hotplug, DeviceChange::BlockAttach(request), reply);
+            let (_, body) = domain.answers(1).remove(0);
+            assert_eq!(body["status"], status.code(), "{spec}: {body}");
+            assert!(body["error"].as_str().unwrap().contains(words), "{spec}: {body}");
+        }
+        assert_eq!(disks(&domain), ["xvda=a"]);
+    }
+
+    #[test]
+    fn a_detached_image_is_free_again() {
+        let mut domain = domain(&["a", "b"]);
+        attach(&mut domain, "a");
+        attach(&mut domain, "b");
+        assert_eq!(ask(&mut domain, DeviceChange::BlockDetach(request("xvda"))).0, 204);
+        assert!(!is_locked(&domain, "a") && is_locked(&domain, "b"));
+        assert_eq!(disks(&domain), ["xvdb=b"]);
+        // By its number, too.
+        assert_eq!(ask(&mut domain, DeviceChange::BlockDetach(request("51728"))).0, 204);
+        assert!(!is_locked(&domain, "b"));
+        assert_eq!(attach(&mut domain, "b,vdev=xvda").0, 200);
+    }
+
+    #[test]
+    fn disks_that_are_not_there_are_not_detached() {
+        let mut domain = domain(&[]);
+        for vdev in ["xvdz", "51712"] {
+            let (status, sentence) = ask(&mut domain, DeviceChange::BlockDetach(request(vdev)));
+            assert!(status == 404 && sentence.starts_with(vdev), "{sentence}");
+        }
+        for vdev in ["", "vda", "99999999999", "-1"] {
+            assert_eq!(ask(&mut domain, DeviceChange::BlockDetach(request(vdev))).0, 400, "{vdev}");
+        }
+    }
+
+    #[test]
+    fn a_medium_comes_goes_and_is_exchanged() {
+        let mut domain = domain(&["a,\"b.iso", "c.iso"]);
+        assert_eq!(insert(&mut domain, "xvdc", "a,\"b.iso").0, 204);
+        assert_eq!(disks(&domain), ["xvdc=a,\"b.iso"]);
+        let id = device_id("xvdc".parse().unwrap());
+        assert_eq!(domain.node(Side::Back, id, "mode").unwrap(), "r");
+        // A medium that is not there leaves the one before in its place.
+        assert_eq!(insert(&mut domain, "xvdc", "none.iso").0, 409);
+        assert_eq!(disks(&domain), ["xvdc=a,\"b.iso"]);
+        assert_eq!(insert(&mut domain, "xvdc", "c.iso").0, 204);
+        assert_eq!(disks(&domain), ["xvdc=c.iso"]);
+        assert_eq!(ask(&mut domain, DeviceChange::CdEject(request("xvdc"))).0, 204);
+        assert!(disks(&domain).is_empty() && !is_locked(&domain, "c.iso"));
+        assert_eq!(ask(&mut domain, DeviceChange::CdEject(request("xvdc"))).0, 404);
+    }
+
+    #[test]
+    fn a_disk_that_is_written_is_no_medium() {
+        let mut domain = domain(&["a", "b"]);
+        attach(&mut domain, "a");
+        assert!(ask(&mut domain, DeviceChange::CdEject(request("xvda"))).1.contains("no CD-ROM"));
+        assert!(insert(&mut domain, "xvda", "b").1.contains("no CD-ROM"));
+        assert_eq!(disks(&domain), ["xvda=a"]);
+    }
+}
