@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::args::BlockListArgs;
 use crate::api::ApiClient;
-use crate::config::{DiskConfig, DomainConfig};
+use crate::config::{Access, DiskConfig, DomainConfig};
 use crate::exit::{ExitStatus, Failure};
 
 pub(super) fn block_list(run_dir: &Path, args: &BlockListArgs) -> Result<ExitStatus, Failure> {
@@ -55,9 +55,14 @@ fn as_table(config: &DomainConfig, info: &Value) -> String {
         let is = |key: &str| device.and_then(|device| device.get(key)).and_then(Value::as_bool) == Some(true);
         let state = device.and_then(|device| device.get("state")).and_then(Value::as_str).unwrap_or("-");
         let state = if is("detaching") { "detaching" } else { state };
-        let mode = if disk.readonly { "r" } else { "w" };
+        let mode = match (disk.access(), disk.cdrom) {
+            (_, true) => "cdrom",
+            (Access::ReadOnly, _) => "r",
+            (Access::Exclusive, _) => "w",
+            (Access::Shared, _) => "w!",
+        };
         let number = disk.vdev.virtual_device();
-        let image: String = disk.path.display().to_string().chars().flat_map(printable).collect();
+        let image: String = disk.source.to_string().chars().flat_map(printable).collect();
         text += &format!("{:<10} {number:>9}  {state:<12} {mode:<6} {image}\n", disk.vdev.to_string());
     }
     text
@@ -72,10 +77,10 @@ fn printable(c: char) -> Vec<char> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::config::DiskSpec;
+    use crate::config::{DiskSource, DiskSpec};
 
     fn sample() -> (DomainConfig, Value) {
-        let specs = ["path=/a.img", "path=/b.iso,ro,vdev=xvdc", "path=/c.img"];
+        let specs = ["/a.img", "/b.iso,,xvdc,cdrom", "/c.img,,,w!"];
         let specs = specs.map(|spec| DiskSpec::parse(spec).unwrap());
         let config =
             DomainConfig { disks: DiskSpec::assign(specs.into()).unwrap(), ..DomainConfig::default() };
@@ -98,8 +103,8 @@ mod tests {
         let expected = "\
 Vdev          Number  State        Mode   Image
 xvda           51712  Connected    w      /a.img
-xvdc           51744  detaching    r      /b.iso
-xvdb           51728  -            w      /c.img
+xvdc           51744  detaching    cdrom  /b.iso
+xvdb           51728  -            w!     /c.img
 ";
         assert_eq!(as_table(&config, &info), expected);
     }
@@ -121,7 +126,7 @@ xvdb           51728  -            w      /c.img
     #[test]
     fn names_of_images_cannot_control_the_terminal() {
         let (mut config, info) = sample();
-        config.disks[0].path = "/a\x1b[2J\nb".into();
+        config.disks[0].source = DiskSource::Path("/a\x1b[2J\nb".into());
         assert!(as_table(&config, &info).contains("/a\\u{1b}[2J\\nb"));
     }
 }

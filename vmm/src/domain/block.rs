@@ -4,15 +4,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use blkback::BlockDevice;
 use devices::xen::xenbus::DeviceId;
 use serde_json::{Value, json};
 
-use super::Registry;
-use super::hotplug::{Arrival, Departure, Hotplug, Open, Opened, no_such_device};
-use super::life_cycle::{block_device, open_images};
+use super::hotplug::{Arrival, Departure, Describe, Hotplug, Open, Opened, no_such_device};
+use super::life_cycle::open_images;
 use super::preflight::prepare_disk;
+use super::{Registry, disks};
 use crate::api::{BlockAttach, BlockDetach, CdInsert, DeviceChange, Reply};
-use crate::config::{DiskConfig, DiskSpec, DomainConfig, Problem, Vdev};
+use crate::config::{DiskConfig, DiskSource, DiskSpec, DomainConfig, Problem, Vdev};
 use crate::exit::{ExitStatus, Failure};
 
 /// How long the guest has to let go of a disk, unless the request says otherwise: as with Xen's toolstack.
@@ -25,17 +26,26 @@ const FORCE_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) fn change(hotplug: &mut Hotplug, change: DeviceChange, reply: Reply) {
     let config = hotplug.config();
     let planned = match change {
-        DeviceChange::BlockAttach(request) => attach(hotplug, &config, request).map(|a| (Some(a), None)),
-        DeviceChange::BlockDetach(request) => detach(&config, &request).map(|d| (None, Some(d))),
+        DeviceChange::BlockAttach(request) => attach(hotplug, &config, request),
+        DeviceChange::BlockDetach(request) => detach(&config, &request),
         DeviceChange::CdInsert(request) => insert(&config, request),
-        DeviceChange::CdEject(request) => eject(&config, &request).map(|d| (None, Some(d))),
+        DeviceChange::CdEject(request) => eject(&config, &request),
     };
     match planned {
-        Ok((Some(arrival), before)) => hotplug.attach(arrival, before, reply),
-        Ok((None, Some(departure))) => hotplug.detach(departure, reply),
-        Ok((None, None)) => reply.send(Ok(Value::Null)),
+        Ok(Plan::Attach(arrival, before)) => hotplug.attach(arrival, before, reply),
+        Ok(Plan::Detach(departure)) => hotplug.detach(departure, reply),
+        Ok(Plan::Describe(describe)) => hotplug.describe(describe, reply),
         Err(failure) => reply.send(Err(failure)),
     }
+}
+
+/// What a request comes to.
+enum Plan {
+    /// A device comes, perhaps in the place of another.
+    Attach(Arrival, Option<Departure>),
+    Detach(Departure),
+    /// No device comes or goes: the drive is empty.
+    Describe(Describe),
 }
 
 /// The device of the disk of this name.
@@ -44,23 +54,22 @@ fn device_id(vdev: Vdev) -> DeviceId {
 }
 
 /// A disk without a name gets the first one that is free, as with `--disk`.
-fn attach(hotplug: &Hotplug, config: &DomainConfig, request: BlockAttach) -> Result<Arrival, Failure> {
+fn attach(hotplug: &Hotplug, config: &DomainConfig, request: BlockAttach) -> Result<Plan, Failure> {
     let mut spec = DiskSpec::parse(&request.spec)?;
-    spec.vdev = spec.vdev.or_else(|| {
+    if spec.vdev.is_none() {
+        let named = |vdev: Vdev| config.disks.iter().any(|disk| disk.vdev.overlaps(vdev));
         let mut names = (0..).map_while(Vdev::xvd);
-        names.find(|vdev| !hotplug.is_taken(device_id(*vdev)))
-    });
-    arrival(config, spec, request.directory)
+        spec.vdev = names.find(|vdev| !named(*vdev) && !hotplug.is_taken(device_id(*vdev)));
+    }
+    let disk = spec.beside(&config.disks)?;
+    let answer = json!({ "vdev": disk.vdev });
+    Ok(Plan::Attach(arrival(config, disk, request.directory, answer), None))
 }
 
-fn arrival(config: &DomainConfig, spec: DiskSpec, here: Option<PathBuf>) -> Result<Arrival, Failure> {
-    let disk = DiskSpec::assign(vec![spec])?.pop();
-    let disk = disk.ok_or_else(|| Failure::new(ExitStatus::Internal, "a disk got lost"))?;
-    let name = disk.vdev.to_string();
-    let (id, answer) = (device_id(disk.vdev), json!({ "vdev": name }));
-    let config = config.clone();
+fn arrival(config: &DomainConfig, disk: DiskConfig, here: Option<PathBuf>, answer: Value) -> Arrival {
+    let (id, name, config) = (device_id(disk.vdev), disk.vdev.to_string(), config.clone());
     let open: Open = Box::new(move || open(config, disk, here.as_deref()));
-    Ok(Arrival { id, name, open, answer })
+    Arrival { id, name, open, answer }
 }
 
 /// Finds, opens and locks the image, with the checks that a start makes. Relative paths begin in `here`, else
@@ -74,66 +83,82 @@ fn open(mut config: DomainConfig, mut disk: DiskConfig, here: Option<&Path>) -> 
     config.disks = vec![disk.clone()];
     let registry = Registry::open(&config.run_dir)?;
     let image = open_images(&config, &registry)?.pop();
-    let image = image.ok_or_else(|| Failure::new(ExitStatus::Internal, "an image got lost"))?;
-    let device = Box::new(block_device(&disk, false, image));
+    let image = image.ok_or_else(|| {
+        let sentence = format!("{}: a drive without a medium cannot be attached; name an image", disk.vdev);
+        Failure::new(ExitStatus::Usage, sentence)
+    })?;
+    let device = Box::new(BlockDevice::new(disks::shown(&disk, false), image));
     let describe = Box::new(move |config: &mut DomainConfig| {
-        config.disks.retain(|other| other.vdev != disk.vdev);
-        config.disks.push(disk);
+        match config.disks.iter_mut().find(|other| other.vdev == disk.vdev) {
+            Some(before) => *before = disk,
+            None => config.disks.push(disk),
+        }
     });
     Ok(Opened { device, describe })
 }
 
 /// The disk of the domain that is called `name`, or has this number in xenstore.
 fn find<'a>(config: &'a DomainConfig, name: &str) -> Result<&'a DiskConfig, Failure> {
-    let number = match (name.parse::<Vdev>(), name.parse::<u32>()) {
-        (Ok(vdev), _) => vdev.virtual_device(),
-        (_, Ok(number)) => number,
-        _ => {
-            let problem = Problem::Vdev(name.to_owned());
-            return Err(Failure::new(ExitStatus::InvalidVdev, problem));
-        }
-    };
-    let found = config.disks.iter().find(|disk| disk.vdev.virtual_device() == number);
-    found.ok_or_else(|| no_such_device(name))
+    let vdev = name.parse().ok().or_else(|| name.parse().ok().and_then(Vdev::from_number));
+    let vdev: Vdev =
+        vdev.ok_or_else(|| Failure::new(ExitStatus::InvalidVdev, Problem::Vdev(name.to_owned())))?;
+    config.disks.iter().find(|disk| disk.vdev == vdev).ok_or_else(|| no_such_device(name))
 }
 
-fn detach(config: &DomainConfig, request: &BlockDetach) -> Result<Departure, Failure> {
+fn is_empty(disk: &DiskConfig) -> bool {
+    matches!(disk.source, DiskSource::Empty {})
+}
+
+fn detach(config: &DomainConfig, request: &BlockDetach) -> Result<Plan, Failure> {
     let disk = find(config, &request.vdev)?;
-    Ok(departure(disk.vdev, request.force, request.timeout))
+    let vdev = disk.vdev;
+    let describe = Box::new(move |config: &mut DomainConfig| config.disks.retain(|disk| disk.vdev != vdev));
+    if is_empty(disk) {
+        return Ok(Plan::Describe(describe));
+    }
+    Ok(Plan::Detach(departure(vdev, request.force, request.timeout, describe)))
 }
 
-fn departure(vdev: Vdev, force: bool, timeout: Option<Duration>) -> Departure {
+fn departure(vdev: Vdev, force: bool, timeout: Option<Duration>, describe: Describe) -> Departure {
     let patience = timeout.unwrap_or(if force { FORCE_PATIENCE } else { PATIENCE });
-    let describe = Box::new(move |config: &mut DomainConfig| config.disks.retain(|disk| disk.vdev != vdev));
     Departure { id: device_id(vdev), name: vdev.to_string(), patience, force, describe }
 }
 
 /// A new medium comes as a new disk, in place of the one before: blkfront cannot change the medium of a disk,
 /// and keeps what it has cached of it.
-fn insert(config: &DomainConfig, request: CdInsert) -> Result<(Option<Arrival>, Option<Departure>), Failure> {
-    let (vdev, before) = match find(config, &request.vdev) {
-        Ok(disk) => (cdrom(disk)?.vdev, Some(departure(disk.vdev, request.force, request.timeout))),
-        // The drive was ejected, or never there.
-        Err(failure) => (request.vdev.parse().map_err(|_| failure)?, None),
-    };
-    let file = request.file.display().to_string().replace('"', "\"\"");
-    let spec = DiskSpec::parse(&format!("path=\"{file}\",vdev={vdev},ro"))?;
-    let arrival = Arrival { answer: Value::Null, ..arrival(config, spec, request.directory)? };
-    Ok((Some(arrival), before))
+fn insert(config: &DomainConfig, request: CdInsert) -> Result<Plan, Failure> {
+    let drive = cdrom(config, &request.vdev)?;
+    let medium = DiskConfig { source: DiskSource::Path(request.file), ..drive.clone() };
+    let before = (!is_empty(drive)).then(|| ejection(drive.vdev, request.force, request.timeout));
+    Ok(Plan::Attach(arrival(config, medium, request.directory, Value::Null), before))
 }
 
-fn eject(config: &DomainConfig, request: &BlockDetach) -> Result<Departure, Failure> {
-    let disk = cdrom(find(config, &request.vdev)?)?;
-    Ok(departure(disk.vdev, request.force, request.timeout))
+fn eject(config: &DomainConfig, request: &BlockDetach) -> Result<Plan, Failure> {
+    let drive = cdrom(config, &request.vdev)?;
+    if is_empty(drive) {
+        return Ok(Plan::Describe(Box::new(|_| {})));
+    }
+    Ok(Plan::Detach(ejection(drive.vdev, request.force, request.timeout)))
 }
 
-/// Only what the guest cannot write to is a medium that may be changed.
-fn cdrom(disk: &DiskConfig) -> Result<&DiskConfig, Failure> {
-    if disk.readonly {
+/// The medium goes, and the drive stays in the description.
+fn ejection(vdev: Vdev, force: bool, timeout: Option<Duration>) -> Departure {
+    let describe = Box::new(move |config: &mut DomainConfig| {
+        if let Some(drive) = config.disks.iter_mut().find(|disk| disk.vdev == vdev) {
+            drive.source = DiskSource::Empty {};
+        }
+    });
+    departure(vdev, force, timeout, describe)
+}
+
+/// The CD-ROM drive of this name.
+fn cdrom<'a>(config: &'a DomainConfig, name: &str) -> Result<&'a DiskConfig, Failure> {
+    let disk = find(config, name)?;
+    if disk.cdrom {
         return Ok(disk);
     }
-    let sentence = "the guest can write to this disk, so it is no CD-ROM; use `xvmm block-detach`";
-    Err(Failure::new(ExitStatus::NoSuchDevice, format!("{}: {sentence}", disk.vdev)))
+    let sentence = "this disk is no CD-ROM; use `xvmm block-detach` and `xvmm block-attach`";
+    Err(Failure::new(ExitStatus::NoSuchDevice, format!("{name}: {sentence}")))
 }
 
 #[cfg(test)]
@@ -181,8 +206,8 @@ mod tests {
 
     fn disks(domain: &TestDomain) -> Vec<String> {
         let dir = domain.dir.path().to_owned();
-        let show =
-            |disk: DiskConfig| format!("{}={}", disk.vdev, disk.path.strip_prefix(&dir).unwrap().display());
+        let name = |disk: &DiskConfig| Some(disk.path()?.strip_prefix(&dir).unwrap().display().to_string());
+        let show = |disk: DiskConfig| format!("{}={}", disk.vdev, name(&disk).unwrap_or("(empty)".into()));
         domain.described().disks.into_iter().map(show).collect()
     }
 
@@ -227,7 +252,10 @@ mod tests {
         assert_eq!(attach(&mut domain, "a,vdev=xvda").0, 200);
         let table = [
             ("b,vdev=vda", ExitStatus::InvalidVdev, "`vda` is not a virtual disk"),
-            ("b,vdev=xvda", ExitStatus::SameVdev, "xvda: the guest has a device of this name"),
+            ("b,vdev=xvda", ExitStatus::SameVdev, "two disks are called xvda"),
+            ("b,vdev=xvda1", ExitStatus::SameVdev, "xvda"),
+            ("b,colour=blue", ExitStatus::UnknownKey, "colour"),
+            (",,xvdc,cdrom", ExitStatus::Usage, "without a medium"),
             ("a", ExitStatus::DiskInUse, "the image is given twice"),
             ("none", ExitStatus::DiskMissing, "no such image in"),
             ("./none", ExitStatus::DiskMissing, "there is no such file"),
@@ -275,27 +303,36 @@ mod tests {
 
     #[test]
     fn a_medium_comes_goes_and_is_exchanged() {
-        let mut domain = domain(&["a,\"b.iso", "c.iso"]);
-        assert_eq!(insert(&mut domain, "xvdc", "a,\"b.iso").0, 204);
-        assert_eq!(disks(&domain), ["xvdc=a,\"b.iso"]);
+        let mut domain = domain(&["a,\"b.iso", "c.iso", "d"]);
+        domain.describe(&["d,,,ro", ",,xvdc,cdrom", "d,,xvdd,ro"]);
         let id = device_id("xvdc".parse().unwrap());
+        assert_eq!(insert(&mut domain, "xvdc", "a,\"b.iso").0, 204);
+        assert_eq!(disks(&domain), ["xvda=d", "xvdc=a,\"b.iso", "xvdd=d"]);
         assert_eq!(domain.node(Side::Back, id, "mode").unwrap(), "r");
         // A medium that is not there leaves the one before in its place.
         assert_eq!(insert(&mut domain, "xvdc", "none.iso").0, 409);
-        assert_eq!(disks(&domain), ["xvdc=a,\"b.iso"]);
-        assert_eq!(insert(&mut domain, "xvdc", "c.iso").0, 204);
-        assert_eq!(disks(&domain), ["xvdc=c.iso"]);
-        assert_eq!(ask(&mut domain, DeviceChange::CdEject(request("xvdc"))).0, 204);
-        assert!(disks(&domain).is_empty() && !is_locked(&domain, "c.iso"));
+        assert_eq!(insert(&mut domain, "51744", "c.iso").0, 204);
+        assert_eq!(disks(&domain), ["xvda=d", "xvdc=c.iso", "xvdd=d"]);
+        for _ in 0..2 {
+            assert_eq!(ask(&mut domain, DeviceChange::CdEject(request("xvdc"))).0, 204);
+            assert_eq!(disks(&domain), ["xvda=d", "xvdc=(empty)", "xvdd=d"]);
+            assert!(!is_locked(&domain, "c.iso") && domain.node(Side::Front, id, "state").is_none());
+        }
+        assert_eq!(ask(&mut domain, DeviceChange::BlockDetach(request("xvdc"))).0, 204);
+        assert_eq!(disks(&domain), ["xvda=d", "xvdd=d"]);
         assert_eq!(ask(&mut domain, DeviceChange::CdEject(request("xvdc"))).0, 404);
     }
 
     #[test]
-    fn a_disk_that_is_written_is_no_medium() {
+    fn only_a_drive_has_media() {
         let mut domain = domain(&["a", "b"]);
-        attach(&mut domain, "a");
-        assert!(ask(&mut domain, DeviceChange::CdEject(request("xvda"))).1.contains("no CD-ROM"));
-        assert!(insert(&mut domain, "xvda", "b").1.contains("no CD-ROM"));
+        attach(&mut domain, "a,,,ro");
+        for (status, sentence) in
+            [ask(&mut domain, DeviceChange::CdEject(request("xvda"))), insert(&mut domain, "xvda", "b")]
+        {
+            assert!(status == 404 && sentence.starts_with("xvda: this disk is no CD-ROM"), "{sentence}");
+        }
+        assert_eq!(insert(&mut domain, "xvdc", "b").0, 404);
         assert_eq!(disks(&domain), ["xvda=a"]);
     }
 }

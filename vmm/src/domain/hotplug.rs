@@ -227,6 +227,12 @@ impl Hotplug {
         self.advance(Instant::now());
     }
 
+    /// Changes the description alone.
+    pub(super) fn describe(&mut self, describe: Describe, reply: Reply) {
+        let described = self.folder.borrow_mut().update(describe);
+        reply.send(described.map(|()| Value::Null).map_err(Failure::from));
+    }
+
     /// Asks the guest; who waits is told later.
     fn depart(&mut self, departure: Departure, then: Option<Successor>, reply: Reply) {
         let Departure { id, name, patience, force, describe } = departure;

@@ -24,10 +24,10 @@ use super::block;
 use super::control::{Control, Ending, Requests, Signals};
 use super::hotplug::Hotplug;
 use super::store_service::StoreService;
-use super::{DomainDir, Registry, preflight};
+use super::{DomainDir, Registry, disks, preflight};
 use crate::api::{ApiHandler, ApiServer, DeviceChange, Reply, Shutdown};
 use crate::boot::{Initrd, Kernel, LoadRequest, MemmapEntry};
-use crate::config::{DiskConfig, DomainConfig, NetConfig, OnReboot};
+use crate::config::{DomainConfig, NetConfig, OnReboot};
 use crate::console::Console;
 use crate::exit::{ExitStatus, Failure};
 use crate::hypercall::{DomainFacts, HvmParams, Hypercalls, StopReason};
@@ -130,13 +130,13 @@ fn load_request<'a>(
 }
 
 pub(super) fn open_images(config: &DomainConfig, registry: &Registry) -> Result<Vec<DiskImage>, Failure> {
-    let open = |disk: &DiskConfig| {
-        DiskImage::open(&disk.path, disk.readonly).map_err(|error| {
-            let holder = registry.find_holder(&disk.path, disk.readonly).ok().flatten();
-            Failure::from_image(&error, holder.as_ref())
+    let open = |disk: &crate::config::DiskConfig| {
+        disks::open_storage(disk).map_err(|error| {
+            let holder = registry.find_holder(disk).ok().flatten();
+            Failure::from_storage(&error, holder.as_ref())
         })
     };
-    config.disks.iter().map(open).collect()
+    disks::with_media(config).map(open).collect()
 }
 
 /// One run of a domain, from start to poweroff, reboot or crash.
@@ -209,9 +209,9 @@ impl Domain {
         let ring_keys = [(store_gfn.0, store_port), (console_gfn.0, console_port)];
         let uuid = uuid(folder.name(), domid);
         populate(&mut store, config, folder, &ring_keys, tty.as_deref(), &uuid);
-        for (disk, image) in config.disks.iter().zip(images) {
-            let bootable = config.disks.first() == Some(disk);
-            let added = store.add(Box::new(block_device(disk, bootable, image)));
+        for (disk, image) in disks::with_media(config).zip(images) {
+            let shown = disks::shown(disk, config.disks.first() == Some(disk));
+            let added = store.add(Box::new(BlockDevice::new(shown, image)));
             added.map_err(|e| Failure::new(ExitStatus::SameVdev, e))?;
         }
         for nic in nics {
@@ -419,17 +419,6 @@ fn populate(
     }
     let _ = store.store().write(&format!("{vm}/name"), folder.name());
     let _ = store.store().write(&format!("{vm}/uuid"), uuid.to_string());
-}
-
-/// The back half of a disk on its opened image.
-pub(super) fn block_device(disk: &DiskConfig, bootable: bool, image: DiskImage) -> BlockDevice {
-    let shown = blkback::DiskConfig {
-        vdev: disk.vdev.to_string(),
-        virtual_device: disk.vdev.virtual_device(),
-        readonly: disk.readonly,
-        bootable,
-    };
-    BlockDevice::new(shown, image)
 }
 
 /// What the API can ask of a running domain.

@@ -2,6 +2,7 @@
 
 mod block;
 mod control;
+mod disks;
 mod error;
 mod hotplug;
 mod life_cycle;
@@ -12,6 +13,7 @@ mod store_service;
 #[cfg(test)]
 mod testing;
 
+pub use disks::{StorageError, open_storage, shown};
 pub use error::DomainError;
 pub use life_cycle::run;
 pub use registry::{DomainEntry, ImageId, Registry};

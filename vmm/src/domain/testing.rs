@@ -18,7 +18,7 @@ use super::hotplug::{Hotplug, Opened};
 use super::store_service::{SharedStore, StoreService};
 use super::{DomainDir, Registry};
 use crate::api::Outbox;
-use crate::config::DomainConfig;
+use crate::config::{DiskSource, DiskSpec, DomainConfig};
 
 /// What happened to a device; and how it behaves.
 #[derive(Debug, Default)]
@@ -95,6 +95,18 @@ impl TestDomain {
         let folder = Rc::new(RefCell::new(folder));
         let hotplug = Hotplug::new(Rc::clone(&store), Rc::clone(&folder)).unwrap();
         TestDomain { hotplug, outbox: Outbox::new().unwrap(), dir, folder, store, _guest: guest }
+    }
+
+    /// Disks that the description has from the start, without their devices. Paths are relative to its folder.
+    pub(super) fn describe(&self, specs: &[&str]) {
+        let specs = specs.iter().map(|spec| DiskSpec::parse(spec).unwrap()).collect();
+        let mut disks = DiskSpec::assign(specs).unwrap();
+        for disk in &mut disks {
+            if let DiskSource::Path(path) = &mut disk.source {
+                *path = self.dir.path().join(&path);
+            }
+        }
+        self.folder.borrow_mut().update(|config| config.disks = disks).unwrap();
     }
 
     /// A device that the guest has from the start.
