@@ -187,6 +187,7 @@ impl Failure {
                 DomainError::disk_in_use(path, holder).into()
             }
             (StorageError::Image(image), _) => Failure::new(disk_status(image), format!("--disk: {error}")),
+            (StorageError::Iscsi(iscsi), _) => Failure::new(iscsi_status(iscsi), format!("--disk: {error}")),
             (StorageError::NotServed(_), _) => {
                 Failure::new(ExitStatus::DiskFormat, format!("--disk {error}"))
             }
@@ -206,19 +207,16 @@ fn disk_status(error: &DiskImageError) -> ExitStatus {
     }
 }
 
-impl From<ApiError> for Failure {
-    fn from(error: ApiError) -> Failure {
-        Failure::new(ExitStatus::HostError, error)
+fn iscsi_status(error: &IscsiError) -> ExitStatus {
+    match &error.problem {
+        IscsiProblem::InvalidName | IscsiProblem::InvalidPortal => ExitStatus::Usage,
+        _ => ExitStatus::IscsiFailed,
     }
 }
 
-impl From<IscsiError> for Failure {
-    fn from(error: IscsiError) -> Failure {
-        let status = match &error.problem {
-            IscsiProblem::InvalidName | IscsiProblem::InvalidPortal => ExitStatus::Usage,
-            _ => ExitStatus::IscsiFailed,
-        };
-        Failure::new(status, error)
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Failure {
+        Failure::new(ExitStatus::HostError, error)
     }
 }
 

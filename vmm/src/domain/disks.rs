@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use blkback::{DiskImage, ImageError};
+use blkback::{Backing, DiskImage, ImageError};
 
 use crate::config::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource};
+use crate::storage::IscsiError;
 
 /// Why the storage of a disk cannot be opened. One sentence.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +15,9 @@ pub enum StorageError {
     /// The image file or block device.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The disk of an iSCSI target.
+    #[error(transparent)]
+    Iscsi(#[from] IscsiError),
     /// What this build has no storage for.
     #[error(
         "{0}: this build serves raw images with cache=none and one writer; convert the image, or leave the rest out"
@@ -21,12 +25,18 @@ pub enum StorageError {
     NotServed(String),
 }
 
-/// Opens what holds the bytes of a disk, and locks it.
-pub fn open_storage(disk: &DiskConfig) -> Result<DiskImage, StorageError> {
+/// Opens what holds the bytes of a disk, and locks it. `run_dir` is the folder of running domains, in which
+/// they agree on sessions with iSCSI targets.
+pub fn open_storage(disk: &DiskConfig, run_dir: &Path) -> Result<Backing, StorageError> {
     let plain =
         disk.format == DiskFormat::Raw && disk.cache == CacheMode::None && disk.access() != Access::Shared;
     match &disk.source {
-        DiskSource::Path(path) if plain => Ok(DiskImage::open(path, disk.readonly)?),
+        DiskSource::Path(path) if plain => Ok(DiskImage::open(path, disk.readonly)?.into()),
+        DiskSource::Iscsi(target) if plain => {
+            let lun = target.attach(run_dir)?;
+            let image = DiskImage::open(lun.path(), disk.readonly)?;
+            Ok(lun.under(image.into()))
+        }
         source => Err(StorageError::NotServed(source.to_string())),
     }
 }
