@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use blkback::limits::LimitGroup;
-use blkback::{DiskImage, ImageError};
+use blkback::{Backing, DiskImage, ImageError, ImageOptions};
 
 use crate::config::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource};
 
@@ -24,13 +24,34 @@ pub enum StorageError {
     NotServed(String),
 }
 
-/// Opens what holds the bytes of a disk, and locks it.
-pub fn open_storage(disk: &DiskConfig) -> Result<DiskImage, StorageError> {
-    let plain =
-        disk.format == DiskFormat::Raw && disk.cache == CacheMode::None && disk.access() != Access::Shared;
+/// Opens what holds the bytes of a disk, and locks it. `run_dir` is the folder of running domains, in which
+/// they agree on sessions with iSCSI targets.
+pub fn open_storage(disk: &DiskConfig, _run_dir: &Path) -> Result<Backing, StorageError> {
     match &disk.source {
-        DiskSource::Path(path) if plain => Ok(DiskImage::open(path, disk.readonly)?),
+        DiskSource::Path(path) => Ok(DiskImage::open_with(&image_options(disk, path))?.into()),
         source => Err(StorageError::NotServed(source.to_string())),
+    }
+}
+
+/// How the image at `path` is opened for the disk.
+fn image_options(disk: &DiskConfig, path: &Path) -> ImageOptions {
+    ImageOptions {
+        path: path.to_owned(),
+        format: match disk.format {
+            DiskFormat::Raw => blkback::Format::Raw,
+            DiskFormat::Qcow2 => blkback::Format::Qcow2,
+            DiskFormat::Vhd => blkback::Format::Vhd,
+        },
+        access: match disk.access() {
+            Access::ReadOnly => blkback::Access::ReadOnly,
+            Access::Exclusive => blkback::Access::Exclusive,
+            Access::Shared => blkback::Access::Shared,
+        },
+        cache: match disk.cache {
+            CacheMode::None => blkback::CacheMode::None,
+            CacheMode::Writeback => blkback::CacheMode::Writeback,
+            CacheMode::Unsafe => blkback::CacheMode::Unsafe,
+        },
     }
 }
 
@@ -138,6 +159,31 @@ mod tests {
         let first = Arc::downgrade(&shown(&disks[0], false, &groups).limit_group.unwrap());
         assert!(first.upgrade().is_none());
         assert!(shown(&disks[0], false, &groups).limit_group.is_some());
+    }
+
+    #[test]
+    fn an_image_is_opened_as_the_description_says() {
+        let table = [
+            ("/a", blkback::Format::Raw, blkback::Access::Exclusive, blkback::CacheMode::None),
+            ("/a,qcow2,,ro", blkback::Format::Qcow2, blkback::Access::ReadOnly, blkback::CacheMode::None),
+            (
+                "/a,vhd,cache=writeback",
+                blkback::Format::Vhd,
+                blkback::Access::Exclusive,
+                blkback::CacheMode::Writeback,
+            ),
+            (
+                "/a,,,w!,cache=unsafe",
+                blkback::Format::Raw,
+                blkback::Access::Shared,
+                blkback::CacheMode::Unsafe,
+            ),
+        ];
+        for (spec, format, access, cache) in table {
+            let path = Path::new("/a");
+            let expected = ImageOptions { path: path.into(), format, access, cache };
+            assert_eq!(image_options(&disks(&[spec])[0], path), expected, "{spec}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use acpi::DomainTopology;
-use blkback::{BlockDevice, DiskImage};
+use blkback::{Backing, BlockDevice};
 use devices::memory::PAGE_SIZE;
 use devices::xen::event_channel::EventChannels;
 use devices::xen::grant_table::{RESERVED_CONSOLE, RESERVED_XENSTORE};
@@ -126,9 +126,9 @@ fn load_request<'a>(
     LoadRequest { memmap, initrd, cmdline: &config.cmdline, rsdp: ACPI_ADDRESS, ram_is_zero: true }
 }
 
-fn open_images(config: &DomainConfig, registry: &Registry) -> Result<Vec<DiskImage>, Failure> {
+fn open_images(config: &DomainConfig, registry: &Registry) -> Result<Vec<Backing>, Failure> {
     let open = |disk: &crate::config::DiskConfig| {
-        disks::open_storage(disk).map_err(|error| {
+        disks::open_storage(disk, &config.run_dir).map_err(|error| {
             let holder = registry.find_holder(disk).ok().flatten();
             Failure::from_storage(&error, holder.as_ref())
         })
@@ -151,7 +151,7 @@ impl Domain {
         config: &DomainConfig,
         folder: &DomainDir,
         prepared: Prepared,
-        images: Vec<DiskImage>,
+        images: Vec<Backing>,
         signals: &Rc<RefCell<Signals>>,
     ) -> Result<Self, Failure> {
         let fail = |what: &str| {
