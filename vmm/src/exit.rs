@@ -62,7 +62,7 @@ statuses! {
     SameVdev = 26 "two disks have one vdev";
     InvalidVdev = 27 "the vdev of a disk is not one";
     UnknownKey = 28 "an unknown key in --disk or --net";
-    DiskFormat = 29 "a disk image is not of the format that was stated, is damaged, or has a part that is not supported";
+    DiskFormat = 29 "a disk image is not of the stated format, is damaged, or has what is not supported";
     BridgeMissing = 30 "there is no such bridge";
     NotABridge = 31 "the interface is not a bridge";
     InvalidMac = 32 "a MAC address is invalid, multicast, or given twice";
@@ -204,6 +204,16 @@ fn disk_status(error: &DiskImageError) -> ExitStatus {
         DiskImageError::NotWritable { .. } | DiskImageError::NotPermitted(_) => ExitStatus::DiskNotPermitted,
         DiskImageError::Locked(_) | DiskImageError::InUseByHost(_) => ExitStatus::DiskInUse,
         DiskImageError::NoLocks { .. } | DiskImageError::Io { .. } => ExitStatus::HostError,
+        DiskImageError::NotShareable { .. } => ExitStatus::Usage,
+        DiskImageError::WrongFormat { .. }
+        | DiskImageError::Unsupported { .. }
+        | DiskImageError::Corrupt { .. }
+        | DiskImageError::MarkedCorrupt(_)
+        | DiskImageError::BackingFormatMissing { .. }
+        | DiskImageError::BackingLoop(_)
+        | DiskImageError::ChainTooLong { .. } => ExitStatus::DiskFormat,
+        DiskImageError::ParentMissing { .. } => ExitStatus::DiskMissing,
+        DiskImageError::Backing { reason, .. } => disk_status(reason),
     }
 }
 

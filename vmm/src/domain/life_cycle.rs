@@ -21,8 +21,9 @@ use netback::{MacAddr, NetDevice, VifConfig};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::control::{Control, Ending, Requests, Signals};
+use super::disks::{self, LimitGroups};
 use super::store_service::StoreService;
-use super::{DomainDir, Registry, disks, preflight};
+use super::{DomainDir, Registry, preflight};
 use crate::api::{ApiHandler, ApiServer, Shutdown};
 use crate::boot::{Initrd, Kernel, LoadRequest, MemmapEntry};
 use crate::config::{DomainConfig, NetConfig, OnReboot};
@@ -133,7 +134,7 @@ fn open_images(config: &DomainConfig, registry: &Registry) -> Result<Vec<Backing
             Failure::from_storage(&error, holder.as_ref())
         })
     };
-    config.disks.iter().map(open).collect()
+    config.disks.iter().filter(|disk| disk.has_medium()).map(open).collect()
 }
 
 /// One run of a domain, from start to poweroff, reboot or crash.
@@ -202,8 +203,9 @@ impl Domain {
         let ring_keys = [(store_gfn.0, store_port), (console_gfn.0, console_port)];
         let uuid = uuid(folder.name(), domid);
         populate(&mut store, config, folder, &ring_keys, tty.as_deref(), &uuid);
-        for (disk, image) in config.disks.iter().zip(images) {
-            let shown = disks::shown(disk, config.disks.first() == Some(disk));
+        let groups = LimitGroups::default();
+        for (disk, image) in config.disks.iter().filter(|disk| disk.has_medium()).zip(images) {
+            let shown = disks::shown(disk, config.disks.first() == Some(disk), &groups);
             store.add(Box::new(BlockDevice::new(shown, image)));
         }
         for nic in nics {

@@ -9,7 +9,7 @@ mod registry;
 mod state_dir;
 mod store_service;
 
-pub use disks::{StorageError, open_storage, shown};
+pub use disks::{LimitGroups, StorageError, open_storage, shown};
 pub use error::DomainError;
 pub use life_cycle::run;
 pub use registry::{DomainEntry, ImageId, Registry};
