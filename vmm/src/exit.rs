@@ -62,7 +62,7 @@ statuses! {
     SameVdev = 26 "two disks have one vdev";
     InvalidVdev = 27 "the vdev of a disk is not one";
     UnknownKey = 28 "an unknown key in --disk or --net";
-    DiskFormat = 29 "a disk image is not of the stated format, is damaged, or has what is not supported";
+    DiskFormat = 29 "a disk image is not of the format that was stated, is damaged, or has a part that is not supported";
     BridgeMissing = 30 "there is no such bridge";
     NotABridge = 31 "the interface is not a bridge";
     InvalidMac = 32 "a MAC address is invalid, multicast, or given twice";
@@ -76,12 +76,20 @@ statuses! {
     InvalidName = 51 "the name breaks the rules";
     NoSuchDomain = 52 "no running domain has this name or id";
     RunDirUnusable = 53 "the folder of running domains cannot be used";
+    NoSuchDevice = 54 "the guest has no such device";
+    DeviceBusy = 55 "the device is just being attached or detached";
+    DeviceKept = 56 "the guest does not let go of the device";
 }
 
 impl ExitStatus {
     /// The number, as the shell shows it.
     pub fn code(self) -> u8 {
         self as u8
+    }
+
+    /// The status of this number.
+    pub fn from_code(code: u8) -> Option<ExitStatus> {
+        Self::ALL.iter().copied().find(|status| status.code() == code)
     }
 
     /// The table of all statuses, a line each.
@@ -226,7 +234,11 @@ fn iscsi_status(error: &IscsiError) -> ExitStatus {
 
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Failure {
-        Failure::new(ExitStatus::HostError, error)
+        let named = match &error {
+            ApiError::Refused { status, .. } => status.and_then(ExitStatus::from_code),
+            _ => None,
+        };
+        Failure::new(named.unwrap_or(ExitStatus::HostError), error)
     }
 }
 
