@@ -195,8 +195,9 @@ impl Failure {
                 DomainError::disk_in_use(path, holder).into()
             }
             (StorageError::Image(image), _) => Failure::new(disk_status(image), format!("--disk: {error}")),
-            (StorageError::NotServed(_), _) => {
-                Failure::new(ExitStatus::DiskFormat, format!("--disk {error}"))
+            (StorageError::Iscsi(iscsi), _) => Failure::new(iscsi_status(iscsi), format!("--disk: {error}")),
+            (StorageError::NoMedium(_), _) => {
+                Failure::new(ExitStatus::DiskMissing, format!("--disk: {error}"))
             }
         }
     }
@@ -224,6 +225,13 @@ fn disk_status(error: &DiskImageError) -> ExitStatus {
     }
 }
 
+fn iscsi_status(error: &IscsiError) -> ExitStatus {
+    match &error.problem {
+        IscsiProblem::InvalidName | IscsiProblem::InvalidPortal => ExitStatus::Usage,
+        _ => ExitStatus::IscsiFailed,
+    }
+}
+
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Failure {
         let named = match &error {
@@ -231,16 +239,6 @@ impl From<ApiError> for Failure {
             _ => None,
         };
         Failure::new(named.unwrap_or(ExitStatus::HostError), error)
-    }
-}
-
-impl From<IscsiError> for Failure {
-    fn from(error: IscsiError) -> Failure {
-        let status = match &error.problem {
-            IscsiProblem::InvalidName | IscsiProblem::InvalidPortal => ExitStatus::Usage,
-            _ => ExitStatus::IscsiFailed,
-        };
-        Failure::new(status, error)
     }
 }
 

@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use blkback::limits::LimitGroup;
-use blkback::{DiskImage, ImageError};
+use blkback::{Backing, DiskImage, ImageError, ImageOptions};
 
-use crate::config::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource};
+use crate::config::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource, Vdev};
+use crate::storage::IscsiError;
 
 /// Why the storage of a disk cannot be opened. One sentence.
 #[derive(Debug, thiserror::Error)]
@@ -17,20 +18,47 @@ pub enum StorageError {
     /// The image file or block device.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// What this build has no storage for.
-    #[error(
-        "{0}: this build serves raw images with cache=none and one writer; convert the image, or leave the rest out"
-    )]
-    NotServed(String),
+    /// The disk of an iSCSI target.
+    #[error(transparent)]
+    Iscsi(#[from] IscsiError),
+    /// Nothing is in the drive.
+    #[error("the drive {0} has no medium; name an image")]
+    NoMedium(Vdev),
 }
 
-/// Opens what holds the bytes of a disk, and locks it.
-pub fn open_storage(disk: &DiskConfig) -> Result<DiskImage, StorageError> {
-    let plain =
-        disk.format == DiskFormat::Raw && disk.cache == CacheMode::None && disk.access() != Access::Shared;
+/// Opens what holds the bytes of a disk, and locks it. `run_dir` is the folder of running domains, in which
+/// they agree on sessions with iSCSI targets.
+pub fn open_storage(disk: &DiskConfig, run_dir: &Path) -> Result<Backing, StorageError> {
     match &disk.source {
-        DiskSource::Path(path) if plain => Ok(DiskImage::open(path, disk.readonly)?),
-        source => Err(StorageError::NotServed(source.to_string())),
+        DiskSource::Path(path) => Ok(DiskImage::open_with(&image_options(disk, path))?.into()),
+        DiskSource::Iscsi(target) => {
+            let lun = target.attach(run_dir)?;
+            let image = DiskImage::open_with(&image_options(disk, lun.path()))?;
+            Ok(lun.under(image.into()))
+        }
+        DiskSource::Empty {} => Err(StorageError::NoMedium(disk.vdev)),
+    }
+}
+
+/// How the image at `path` is opened for the disk.
+fn image_options(disk: &DiskConfig, path: &Path) -> ImageOptions {
+    ImageOptions {
+        path: path.to_owned(),
+        format: match disk.format {
+            DiskFormat::Raw => blkback::Format::Raw,
+            DiskFormat::Qcow2 => blkback::Format::Qcow2,
+            DiskFormat::Vhd => blkback::Format::Vhd,
+        },
+        access: match disk.access() {
+            Access::ReadOnly => blkback::Access::ReadOnly,
+            Access::Exclusive => blkback::Access::Exclusive,
+            Access::Shared => blkback::Access::Shared,
+        },
+        cache: match disk.cache {
+            CacheMode::None => blkback::CacheMode::None,
+            CacheMode::Writeback => blkback::CacheMode::Writeback,
+            CacheMode::Unsafe => blkback::CacheMode::Unsafe,
+        },
     }
 }
 
@@ -138,6 +166,31 @@ mod tests {
         let first = Arc::downgrade(&shown(&disks[0], false, &groups).limit_group.unwrap());
         assert!(first.upgrade().is_none());
         assert!(shown(&disks[0], false, &groups).limit_group.is_some());
+    }
+
+    #[test]
+    fn an_image_is_opened_as_the_description_says() {
+        let table = [
+            ("/a", blkback::Format::Raw, blkback::Access::Exclusive, blkback::CacheMode::None),
+            ("/a,qcow2,,ro", blkback::Format::Qcow2, blkback::Access::ReadOnly, blkback::CacheMode::None),
+            (
+                "/a,vhd,cache=writeback",
+                blkback::Format::Vhd,
+                blkback::Access::Exclusive,
+                blkback::CacheMode::Writeback,
+            ),
+            (
+                "/a,,,w!,cache=unsafe",
+                blkback::Format::Raw,
+                blkback::Access::Shared,
+                blkback::CacheMode::Unsafe,
+            ),
+        ];
+        for (spec, format, access, cache) in table {
+            let path = Path::new("/a");
+            let expected = ImageOptions { path: path.into(), format, access, cache };
+            assert_eq!(image_options(&disks(&[spec])[0], path), expected, "{spec}");
+        }
     }
 
     #[test]

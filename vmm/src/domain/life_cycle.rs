@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use acpi::DomainTopology;
-use blkback::{BlockDevice, DiskImage};
+use blkback::{Backing, BlockDevice};
 use devices::memory::PAGE_SIZE;
 use devices::xen::event_channel::EventChannels;
 use devices::xen::grant_table::{RESERVED_CONSOLE, RESERVED_XENSTORE};
@@ -33,7 +33,7 @@ use crate::console::Console;
 use crate::exit::{ExitStatus, Failure};
 use crate::hypercall::{DomainFacts, HvmParams, Hypercalls, StopReason};
 use crate::machine::{self, ACPI_ADDRESS, Host, Machine, MachineConfig, SPECIAL_GFN};
-use crate::network;
+use crate::{network, storage};
 
 /// Pages of the special area: the places that QEMU gives them too.
 const CONSOLE_PAGE: usize = 0;
@@ -56,6 +56,7 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
     preflight::prepare(&mut config)?;
     let mut prepared = Some(Prepared::new(&config)?);
     let registry = Registry::open(&config.run_dir)?;
+    storage::iscsi::clean_up(registry.run_dir());
     // Before the folder: whose image it is shows in the other domains' folders.
     let mut images = Some(open_images(&config, &registry)?);
     let folder = Rc::new(RefCell::new(registry.create(&config)?));
@@ -130,9 +131,9 @@ fn load_request<'a>(
     LoadRequest { memmap, initrd, cmdline: &config.cmdline, rsdp: ACPI_ADDRESS, ram_is_zero: true }
 }
 
-pub(super) fn open_images(config: &DomainConfig, registry: &Registry) -> Result<Vec<DiskImage>, Failure> {
+pub(super) fn open_images(config: &DomainConfig, registry: &Registry) -> Result<Vec<Backing>, Failure> {
     let open = |disk: &crate::config::DiskConfig| {
-        disks::open_storage(disk).map_err(|error| {
+        disks::open_storage(disk, &config.run_dir).map_err(|error| {
             let holder = registry.find_holder(disk).ok().flatten();
             Failure::from_storage(&error, holder.as_ref())
         })
@@ -157,7 +158,7 @@ impl Domain {
         config: &DomainConfig,
         shared_folder: &Rc<RefCell<DomainDir>>,
         prepared: Prepared,
-        images: Vec<DiskImage>,
+        images: Vec<Backing>,
         signals: &Rc<RefCell<Signals>>,
     ) -> Result<Self, Failure> {
         let folder = shared_folder.borrow();

@@ -172,7 +172,7 @@ fn find_image(path: &Path, here: &Path, images: &Path) -> Result<PathBuf, Prefli
 
 /// Opens and locks the image as the disk will, and lets it go again. `path` is that of the disk.
 fn check_image(disk: &DiskConfig, path: &Path, run_dir: &Path) -> Result<ImageId, PreflightError> {
-    match disks::open_storage(disk) {
+    match disks::open_storage(disk, run_dir) {
         Ok(_) => {
             if let (DiskFormat::Raw, Some(format)) = (disk.format, disks::looks_like(path)) {
                 tracing::info!(

@@ -220,6 +220,6 @@ fn last_line(messages: &File) -> String {
     let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
     let line = lines()
         .find(|line| line.contains("reported error") || line.contains("not root"))
-        .or_else(|| lines().last());
+        .or_else(|| lines().next_back());
     line.unwrap_or("no message").trim_start_matches("iscsiadm: ").to_owned()
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// Why the LUN of a target cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("--disk: iSCSI target {iqn} at {portal}: {problem}")]
+#[error("iSCSI target {iqn} at {portal}: {problem}")]
 pub struct IscsiError {
     /// The target, as given.
     pub iqn: String,

@@ -48,7 +48,7 @@ pub(super) struct Lease {
     host: Arc<Host>,
     /// `None` when the session is not ours.
     folder: Option<PathBuf>,
-    users: Option<File>,
+    users: Option<Flock>,
     /// The session.
     pub session: Session,
     /// Whether this use has logged in.
@@ -183,7 +183,7 @@ fn login(
     if let Some(path) = left {
         record::delete(&path).map_err(|source| IscsiProblem::Record { path: path.clone(), source })?;
     }
-    let exists = iscsiadm.has_record(iqn, portal, &locked.file)?;
+    let exists = iscsiadm.has_record(iqn, portal, &locked.lock.0)?;
     if exists && chap.is_some() {
         return Err(IscsiProblem::RecordExists);
     }
@@ -196,14 +196,14 @@ fn login(
         State { boot: host.boot.clone(), iqn: iqn.into(), portal, record: !exists, sessions: Vec::new() };
     locked.write(&state).map_err(failed)?;
     if !exists {
-        iscsiadm.new_record(iqn, portal, &locked.file)?;
+        iscsiadm.new_record(iqn, portal, &locked.lock.0)?;
         match record::find(&host.nodes, iqn, portal) {
             Some(path) => record::adopt(&path, chap)?,
             None if chap.is_some() => return Err(IscsiProblem::NoRecordFile),
             None => {}
         }
     }
-    let outcome = iscsiadm.login(iqn, portal, &locked.file)?;
+    let outcome = iscsiadm.login(iqn, portal, &locked.lock.0)?;
     let is_ours = match outcome.status {
         status::SUCCESS => true,
         // Somebody else was faster.
@@ -256,7 +256,7 @@ fn undo(host: &Host, locked: &Locked, state: &State) -> Result<(), String> {
                 return Err(format!("{} is in use", device.display()));
             }
             let iscsiadm = host.iscsiadm().map_err(|problem| problem.to_string())?;
-            iscsiadm.logout(session.id, &locked.file).map_err(|problem| problem.to_string())?;
+            iscsiadm.logout(session.id, &locked.lock.0).map_err(|problem| problem.to_string())?;
             tracing::info!("iSCSI target {}: logged out, session {}", state.iqn, session.id);
         }
     }
@@ -275,7 +275,7 @@ fn delete_record(host: &Host, locked: &Locked, state: &State) -> Result<(), Iscs
             record::delete(&path).map_err(|source| IscsiProblem::Record { path: path.clone(), source })
         }
         None if host.nodes.iter().any(|folder| folder.exists()) => Ok(()),
-        None => host.iscsiadm()?.delete_record(&state.iqn, state.portal, &locked.file),
+        None => host.iscsiadm()?.delete_record(&state.iqn, state.portal, &locked.lock.0),
     }
 }
 
@@ -289,11 +289,22 @@ impl State {
     }
 }
 
+/// A file with a flock. It is given back by name, not only by closing the file: another thread may be about to
+/// start a program, and then that one has a copy of our descriptor for a moment.
+#[derive(Debug)]
+struct Flock(File);
+
+impl Drop for Flock {
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
 /// The folder of a session with its lock held.
 #[derive(Debug)]
 struct Locked {
     folder: PathBuf,
-    file: File,
+    lock: Flock,
 }
 
 impl Locked {
@@ -331,19 +342,20 @@ impl Locked {
             Err(error) => return Err(error),
         };
         let is_same = now.ino() == file.metadata()?.ino();
-        Ok(is_same.then(|| Locked { folder: folder.to_owned(), file }))
+        Ok(is_same.then(|| Locked { folder: folder.to_owned(), lock: Flock(file) }))
     }
 
     /// Becomes a user, until the file is closed.
-    fn join(&self) -> io::Result<File> {
+    fn join(&self) -> io::Result<Flock> {
         let users = open(&self.folder.join(USERS))?;
         users.lock_shared()?;
-        Ok(users)
+        Ok(Flock(users))
     }
 
     /// Whether there is no user. None can come while we have the lock.
     fn is_unused(&self) -> io::Result<bool> {
-        match open(&self.folder.join(USERS))?.try_lock() {
+        let users = Flock(open(&self.folder.join(USERS))?);
+        match users.0.try_lock() {
             Ok(()) => Ok(true),
             Err(TryLockError::WouldBlock) => Ok(false),
             Err(TryLockError::Error(error)) => Err(error),

@@ -30,7 +30,7 @@ use sysfs::{Block, Lun, Sysfs};
 /// Names the program to use as `iscsiadm`.
 pub const ISCSIADM_VARIABLE: &str = "XVMM_ISCSIADM";
 /// How long a disk may take to appear once the session is there, and to be readable.
-const SETTLE: Duration = Duration::from_secs(15);
+const SETTLE: Duration = Duration::from_secs(10);
 /// How long the portal may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How often it is looked whether a disk has appeared.

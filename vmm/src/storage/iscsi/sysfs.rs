@@ -186,13 +186,15 @@ fn is_used(device: &Path) -> bool {
     }
 }
 
+/// Asks whether the whole file could be locked exclusively.
 fn is_locked(file: &File) -> bool {
     // SAFETY: flock is plain data for which zeros are valid: the whole file, no owner.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = libc::F_WRLCK as libc::c_short;
+    let Ok(exclusive) = libc::F_WRLCK.try_into() else { return true };
+    lock.l_type = exclusive;
     // SAFETY: a valid descriptor and a valid flock, which the kernel fills in.
     let asked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) };
-    asked == 0 && lock.l_type != libc::F_UNLCK as libc::c_short
+    asked == 0 && i32::from(lock.l_type) != libc::F_UNLCK
 }
 
 /// Whether a connection was made for, or goes to, this address.

@@ -78,8 +78,10 @@ impl Fake {
         fs::write(at("behaviour"), "").unwrap();
         fs::write(at("log"), "").unwrap();
         let script = ISCSIADM.replace("ROOT", &dir.path().display().to_string());
-        fs::write(at("iscsiadm"), script).unwrap();
-        fs::set_permissions(at("iscsiadm"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(at("script"), script).unwrap();
+        // By another process: if a thread of ours forked while we wrote it, it could not be run (ETXTBSY).
+        let copy = Command::new("install").args(["-m", "755"]).args([at("script"), at("iscsiadm")]).status();
+        assert!(copy.unwrap().success());
         let mut fake = Fake::at(dir.path(), listener.local_addr().unwrap());
         fake._owned = Some((dir, listener));
         fake.add_lun(0, 12, None);
@@ -235,6 +237,17 @@ fn a_disk_is_found_and_its_session_ends_with_it() {
 }
 
 #[test]
+fn a_session_lasts_as_long_as_what_is_opened_on_its_disk() {
+    let fake = Fake::new();
+    let disk = fake.attach().unwrap();
+    let image = blkback::DiskImage::open(disk.path(), false).unwrap();
+    let backing = disk.under(image.into());
+    assert_eq!((backing.storage.size().unwrap(), fake.sessions()), (4096, 1));
+    drop(backing);
+    fake.assert_clean();
+}
+
+#[test]
 fn a_session_of_somebody_else_is_used_and_left() {
     let fake = Fake::new();
     fake.log_in_by_hand();
@@ -360,15 +373,10 @@ fn a_session_that_somebody_opened_after_ours_was_closed_is_left() {
 
 #[test]
 fn a_session_in_use_is_closed_later() {
-    use std::os::fd::AsRawFd;
     let fake = Fake::new();
     let disk = fake.attach().unwrap();
-    let user = fs::File::options().read(true).write(true).open(disk.path()).unwrap();
-    // SAFETY: flock is plain data for which zeros are valid.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = libc::F_RDLCK as libc::c_short;
-    // SAFETY: a valid descriptor and a valid flock.
-    assert_eq!(unsafe { libc::fcntl(user.as_raw_fd(), libc::F_OFD_SETLK, &lock) }, 0);
+    // As a virtual machine in another folder of running domains has it.
+    let user = blkback::DiskImage::open(disk.path(), true).unwrap();
     drop(disk);
     assert_eq!(fake.sessions(), 1);
     assert!(fake.record().exists());
@@ -481,7 +489,7 @@ fn every_failed_login_has_its_sentence_and_leaves_nothing() {
         );
         fake.behave(&format!("status={status}; message='{message}'"));
         let error = fake.attach().unwrap_err().to_string();
-        let start = format!("--disk: iSCSI target {IQN} at {}: {sentence}", fake.portal);
+        let start = format!("iSCSI target {IQN} at {}: {sentence}", fake.portal);
         assert!(error.starts_with(&start), "{status}: {error}");
         fake.assert_clean();
     }
