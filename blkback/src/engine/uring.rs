@@ -15,8 +15,9 @@ const EVENT: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
 const POOL: u64 = u64::MAX - 2;
 
-/// Threads for what would block.
-const MAX_THREADS: usize = 4;
+/// Threads for what would block, and where everything would.
+const FEW_THREADS: usize = 4;
+const MANY_THREADS: usize = 16;
 /// Operations handed to the kernel in one go.
 const MAX_BATCH: u32 = 128;
 /// From so many operations in the kernel on, one system call waits for most of them.
@@ -87,7 +88,7 @@ impl Uring {
             arm_event: true,
             arm_stop: true,
             arm_pool: true,
-            pool: Pool::new(storage, MAX_THREADS)?,
+            pool: Pool::new(storage, FEW_THREADS)?,
             jobs: vec![None; slots as usize],
             in_ring: 0,
             in_pool: 0,
@@ -253,6 +254,7 @@ impl Engine for Uring {
                     (libc::EOPNOTSUPP, Some(job)) => {
                         let [reads, writes] = &mut self.nowait;
                         *(if job.op == Op::Read { reads } else { writes }) = false;
+                        self.pool.max_threads = MANY_THREADS;
                         again.push(job);
                     }
                     _ => done.push(Completion::new(token, entry.result())),
