@@ -10,9 +10,10 @@ use crate::boot::{BootError, ImageError as KernelImageError};
 use crate::config::{ConfigError, Problem};
 use crate::console::ConsoleError;
 use crate::domain::preflight::{FileProblem, PreflightError};
-use crate::domain::{DomainEntry, DomainError};
+use crate::domain::{DomainEntry, DomainError, StorageError};
 use crate::machine::MachineError;
 use crate::network::NetworkError;
+use crate::storage::{IscsiError, IscsiProblem};
 
 /// Declares the statuses with the sentence that `xvmm --help` and the documentation show.
 macro_rules! statuses {
@@ -61,10 +62,12 @@ statuses! {
     SameVdev = 26 "two disks have one vdev";
     InvalidVdev = 27 "the vdev of a disk is not one";
     UnknownKey = 28 "an unknown key in --disk or --net";
+    DiskFormat = 29 "a disk image is not of the format that was stated, is damaged, or has a part that is not supported";
     BridgeMissing = 30 "there is no such bridge";
     NotABridge = 31 "the interface is not a bridge";
     InvalidMac = 32 "a MAC address is invalid, multicast, or given twice";
     TapFailed = 33 "the guest's network interface cannot be made on the host";
+    IscsiFailed = 34 "an iSCSI disk cannot be had: open-iscsi, the portal, the target or its LUN";
     KvmMissing = 40 "/dev/kvm is missing";
     KvmNotPermitted = 41 "/dev/kvm may not be opened";
     KvmUnusable = 42 "/dev/kvm cannot run guests";
@@ -130,7 +133,8 @@ impl From<ConfigError> for Failure {
             Problem::Syntax(_) => ExitStatus::Usage,
             Problem::UnknownKey { .. } => ExitStatus::UnknownKey,
             Problem::Vdev(_) => ExitStatus::InvalidVdev,
-            Problem::SameVdev(_) => ExitStatus::SameVdev,
+            Problem::SameVdev(_) | Problem::VdevPart { .. } => ExitStatus::SameVdev,
+            Problem::Format(_) => ExitStatus::DiskFormat,
             Problem::SameImage => ExitStatus::DiskInUse,
             Problem::Mac(_) | Problem::SameMac(_) => ExitStatus::InvalidMac,
             Problem::MemoryTooSmall => ExitStatus::MemoryTooSmall,
@@ -162,7 +166,7 @@ impl From<PreflightError> for Failure {
         let status = match error {
             PreflightError::Domain(error) => return error.into(),
             PreflightError::Net(error) => return error.into(),
-            PreflightError::Disk(error) => return Failure::from_image(&error, None),
+            PreflightError::Disk(error) => return Failure::from_storage(&error, None),
             PreflightError::Kernel { problem: FileProblem::Empty, .. } => ExitStatus::NotAKernel,
             PreflightError::Kernel { .. } => ExitStatus::KernelMissing,
             PreflightError::Initrd { .. } => ExitStatus::InitrdMissing,
@@ -176,11 +180,16 @@ impl From<PreflightError> for Failure {
 }
 
 impl Failure {
-    /// A disk image that cannot be used; `holder` is the domain that has it, if it is known.
-    pub fn from_image(error: &DiskImageError, holder: Option<&DomainEntry>) -> Failure {
+    /// A disk that cannot be opened; `holder` is the domain that has it, if it is known.
+    pub fn from_storage(error: &StorageError, holder: Option<&DomainEntry>) -> Failure {
         match (error, holder) {
-            (DiskImageError::Locked(path), Some(holder)) => DomainError::disk_in_use(path, holder).into(),
-            _ => Failure::new(disk_status(error), format!("--disk: {error}")),
+            (StorageError::Image(DiskImageError::Locked(path)), Some(holder)) => {
+                DomainError::disk_in_use(path, holder).into()
+            }
+            (StorageError::Image(image), _) => Failure::new(disk_status(image), format!("--disk: {error}")),
+            (StorageError::NotServed(_), _) => {
+                Failure::new(ExitStatus::DiskFormat, format!("--disk {error}"))
+            }
         }
     }
 }
@@ -194,12 +203,32 @@ fn disk_status(error: &DiskImageError) -> ExitStatus {
         DiskImageError::NotWritable { .. } | DiskImageError::NotPermitted(_) => ExitStatus::DiskNotPermitted,
         DiskImageError::Locked(_) | DiskImageError::InUseByHost(_) => ExitStatus::DiskInUse,
         DiskImageError::NoLocks { .. } | DiskImageError::Io { .. } => ExitStatus::HostError,
+        DiskImageError::NotShareable { .. } => ExitStatus::Usage,
+        DiskImageError::WrongFormat { .. }
+        | DiskImageError::Unsupported { .. }
+        | DiskImageError::Corrupt { .. }
+        | DiskImageError::MarkedCorrupt(_)
+        | DiskImageError::BackingFormatMissing { .. }
+        | DiskImageError::BackingLoop(_)
+        | DiskImageError::ChainTooLong { .. } => ExitStatus::DiskFormat,
+        DiskImageError::ParentMissing { .. } => ExitStatus::DiskMissing,
+        DiskImageError::Backing { reason, .. } => disk_status(reason),
     }
 }
 
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Failure {
         Failure::new(ExitStatus::HostError, error)
+    }
+}
+
+impl From<IscsiError> for Failure {
+    fn from(error: IscsiError) -> Failure {
+        let status = match &error.problem {
+            IscsiProblem::InvalidName | IscsiProblem::InvalidPortal => ExitStatus::Usage,
+            _ => ExitStatus::IscsiFailed,
+        };
+        Failure::new(status, error)
     }
 }
 

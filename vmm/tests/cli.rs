@@ -149,7 +149,9 @@ fn wrong_usage_is_refused_in_one_line() {
         (&["--kernel", "text", "--console", "vga"], "--console vga"),
         (&["--kernel", "text", "--on-reboot", "dance"], "--on-reboot dance"),
         (&["--kernel", "text", "--shutdown-timeout", "soon"], "--shutdown-timeout soon"),
-        (&["--kernel", "text", "--disk", "a,,b"], "--disk a,,b"),
+        (&["--kernel", "text", "--disk", "a,raw,xvda,w,b"], "--disk a,raw,xvda,w,b"),
+        (&["--kernel", "text", "--disk", "format=raw"], "--disk format=raw"),
+        (&["--kernel", "text", "--disk", "disk,script=block-x"], "script=block-x is not run"),
         (&["--kernel", "text", "--net", "a/b"], "--net a/b"),
     ] {
         host.refuses(args, ExitStatus::Usage, &[word]);
@@ -210,6 +212,8 @@ fn impossible_numbers_and_names_are_refused() {
         ("--net", "mac=00:00:00:00:00:00", ExitStatus::InvalidMac),
         ("--disk", "disk,colour=blue", ExitStatus::UnknownKey),
         ("--disk", "disk,vdev=vda", ExitStatus::InvalidVdev),
+        ("--disk", "disk,,sdq,w", ExitStatus::InvalidVdev),
+        ("--disk", "disk,qed,xvda", ExitStatus::DiskFormat),
     ] {
         host.refuses(&["--kernel", "text", flag, value], status, &[flag, value]);
     }
@@ -235,6 +239,8 @@ fn unsuitable_disks_are_refused() {
     let two = ["--kernel", "text", "--disk", "disk", "--disk"];
     let with = |second| [two.as_slice(), &[second]].concat();
     host.refuses(&with("other,vdev=xvda"), ExitStatus::SameVdev, &["xvda"]);
+    host.refuses(&with("other,,51712"), ExitStatus::SameVdev, &["two disks", "xvda"]);
+    host.refuses(&with("other,,d0p3"), ExitStatus::SameVdev, &["xvda3", "part of xvda"]);
     host.refuses(&with("disk"), ExitStatus::DiskInUse, &["given twice"]);
     host.refuses(&with("./disk"), ExitStatus::DiskInUse, &["same image"]);
 }

@@ -16,9 +16,17 @@ Examples:
   xvmm console web            (Ctrl-] leaves it)
   xvmm shutdown --wait web
 
---disk FILE[,vdev=xvda][,ro]: disks without a vdev get the first free ones of xvda, xvdb, ... A name without a
-slash is looked for in the images folder, then in the current directory. A path with a comma in it goes into
-double quotes: --disk '\"a,b.img\",ro'.
+--disk SPEC is what xl's disk= takes, TARGET[,FORMAT[,VDEV[,ACCESS]]] and keys, and a few keys more:
+  web.img                                    raw, writable, the first free one of xvda, xvdb, ...
+  /dev/vg0/web,raw,xvda,ro                   a block device; formats: raw, qcow2, vhd; access: ro, rw, w!
+  web.img,format=qcow2,cache=writeback       cache=none|writeback|unsafe, queues=N, iops=N, bps=N[K|M|G], group=NAME,
+                                             enospc=error|pause, no-discard
+  phy:/dev/vg0/web,xvda,w                    the prefixes of xend: phy:, file:, tap:qcow2:, ...
+  /srv/install.iso,,hdc,cdrom                a CD-ROM
+  script=block-iscsi,target=iqn=NAME,portal=ADDRESS[,multipath=y][,lun=N][,chap=FILE]
+The format is raw unless it is stated. A name without a slash is looked for in the images folder, then in the
+current directory. target= comes last and takes all the rest; otherwise a path with a comma in it goes into double
+quotes: --disk '\"a,b.img\",ro'.
 --net BRIDGE[,mac=00:16:3e:xx:xx:xx][,vifname=NAME][,mtu=BYTES]: without a mac, a domain with a name always gets
 the same one. --net mac=... is plugged into xenbr0.
 SIGTERM and SIGINT ask the guest to shut down; the second one stops it.
@@ -87,7 +95,7 @@ pub(super) struct RunArgs {
     /// Name of the domain, unique among those that run
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     pub(super) name: Option<String>,
-    /// A disk: FILE[,vdev=xvda][,ro]; may be given several times
+    /// A disk: FILE[,FORMAT[,VDEV[,ACCESS]]][,KEY=VALUE..], as in xl.cfg; may be given several times
     #[arg(long, value_name = "SPEC")]
     pub(super) disk: Vec<String>,
     /// A network interface: BRIDGE[,mac=..][,vifname=..][,mtu=..]; may be given several times

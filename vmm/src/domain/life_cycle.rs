@@ -21,6 +21,7 @@ use netback::{MacAddr, NetDevice, VifConfig};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::control::{Control, Ending, Requests, Signals};
+use super::disks::{self, LimitGroups};
 use super::store_service::StoreService;
 use super::{DomainDir, Registry, preflight};
 use crate::api::{ApiHandler, ApiServer, Shutdown};
@@ -127,12 +128,12 @@ fn load_request<'a>(
 
 fn open_images(config: &DomainConfig, registry: &Registry) -> Result<Vec<DiskImage>, Failure> {
     let open = |disk: &crate::config::DiskConfig| {
-        DiskImage::open(&disk.path, disk.readonly).map_err(|error| {
-            let holder = registry.find_holder(&disk.path, disk.readonly).ok().flatten();
-            Failure::from_image(&error, holder.as_ref())
+        disks::open_storage(disk).map_err(|error| {
+            let holder = registry.find_holder(disk).ok().flatten();
+            Failure::from_storage(&error, holder.as_ref())
         })
     };
-    config.disks.iter().map(open).collect()
+    config.disks.iter().filter(|disk| disk.has_medium()).map(open).collect()
 }
 
 /// One run of a domain, from start to poweroff, reboot or crash.
@@ -201,15 +202,9 @@ impl Domain {
         let ring_keys = [(store_gfn.0, store_port), (console_gfn.0, console_port)];
         let uuid = uuid(folder.name(), domid);
         populate(&mut store, config, folder, &ring_keys, tty.as_deref(), &uuid);
-        for (disk, image) in config.disks.iter().zip(images) {
-            let shown = blkback::DiskConfig {
-                vdev: disk.vdev.to_string(),
-                virtual_device: disk.vdev.virtual_device(),
-                readonly: disk.readonly,
-                bootable: config.disks.first() == Some(disk),
-                discard: true,
-                ..Default::default()
-            };
+        let groups = LimitGroups::default();
+        for (disk, image) in config.disks.iter().filter(|disk| disk.has_medium()).zip(images) {
+            let shown = disks::shown(disk, config.disks.first() == Some(disk), &groups);
             store.add(Box::new(BlockDevice::new(shown, image)));
         }
         for nic in nics {

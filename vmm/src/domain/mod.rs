@@ -1,6 +1,7 @@
 //! Domains of this host: ids, names, state folders, and what must hold before one is made.
 
 mod control;
+mod disks;
 mod error;
 mod life_cycle;
 pub mod preflight;
@@ -8,6 +9,7 @@ mod registry;
 mod state_dir;
 mod store_service;
 
+pub use disks::{LimitGroups, StorageError, open_storage, shown};
 pub use error::DomainError;
 pub use life_cycle::run;
 pub use registry::{DomainEntry, ImageId, Registry};
