@@ -1059,4 +1059,59 @@ mod tests {
         assert_eq!(front.request(READ, 13, &[Segment { gref, first: 2, last: 2 }]), 0);
         assert!(front.guest.read(frame, 1024, 512) == sector_pattern(13, 200));
     }
+
+    /// A disk of zeros that the kernel always has at once.
+    #[derive(Debug)]
+    struct Zeros(std::fs::File);
+
+    impl crate::storage::Storage for Zeros {
+        fn traits(&self) -> crate::storage::Traits {
+            Memory::new(0).traits
+        }
+        fn size(&self) -> io::Result<u64> {
+            Ok(1 << 30)
+        }
+        fn raw(&self) -> Option<std::os::fd::RawFd> {
+            Some(self.0.as_raw_fd())
+        }
+        unsafe fn read_at(&self, _: &[crate::engine::IoVec], _: u64) -> io::Result<usize> {
+            Err(io::Error::from_raw_os_error(libc::EIO))
+        }
+        unsafe fn write_at(&self, _: &[crate::engine::IoVec], _: u64) -> io::Result<usize> {
+            Err(io::Error::from_raw_os_error(libc::EIO))
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn at_depth_32_ten_requests_cost_one_system_call() {
+        let zeros = Arc::new(Zeros(std::fs::File::open("/dev/zero").unwrap()));
+        let backing = Backing { storage: zeros, path: "zero".into(), block_device: false, readonly: true };
+        let mut device = BlockDevice::new(config(true), backing);
+        let mut front = Front::new(Protocol::X86_64);
+        front.connect(&mut device);
+        let pages: Vec<_> = (0..32).map(|_| front.guest.granted_page().1).collect();
+        let rounds = 200;
+        for _ in 0..rounds {
+            for (sector, gref) in (0..).zip(&pages) {
+                front.put(READ, sector, &[whole(*gref)]);
+            }
+            front.publish();
+            for _ in 0..32 {
+                assert_eq!(front.wait_response().2, 0);
+            }
+        }
+        device.disconnect();
+        wait_stopped(&mut device);
+        let counters = device.disk().counters();
+        // The notifications too are system calls, where KVM delivers them.
+        let calls = counters.system_calls.load(Relaxed) + counters.notifications.load(Relaxed);
+        assert_eq!(counters.requests.load(Relaxed), rounds * 32);
+        assert!(calls * 10 <= rounds * 32, "{calls} system calls for {} requests", rounds * 32);
+    }
 }

@@ -126,6 +126,7 @@ impl<E: Engine> Queue<E> {
                 self.abandon();
                 return;
             }
+            self.disk.counters().system_calls.fetch_add(self.engine.system_calls(), Relaxed);
             if sleep != Sleep::Never {
                 count(&self.disk.counters().wakeups);
                 self.rescan();
@@ -719,7 +720,7 @@ mod tests {
         }
         let counters = disk.counters();
         for (name, value) in counters.list() {
-            let never = ["bounces", "throttled", "held", "wakeups"].contains(&name);
+            let never = ["bounces", "throttled", "held", "wakeups", "system_calls"].contains(&name);
             assert_eq!(value == 0, never, "{name} is {value} after all rounds");
         }
     }

@@ -56,6 +56,8 @@ pub struct Uring {
     in_pool: usize,
     /// What the last wait for many operations showed.
     slow: bool,
+    /// Calls of io_uring_enter that were not told yet.
+    calls: u64,
     /// A poll that the kernel refused.
     failed: Option<i32>,
     /// Operations that could not even be queued.
@@ -93,6 +95,7 @@ impl Uring {
             in_ring: 0,
             in_pool: 0,
             slow: false,
+            calls: 0,
             failed: None,
             refused: Vec::new(),
             nowait: [true; 2],
@@ -117,6 +120,7 @@ impl Uring {
             return true;
         }
         // A full batch goes to the kernel before the next one is gathered.
+        self.calls += 1;
         if self.enable().is_err() || self.ring.submit().is_err() {
             return false;
         }
@@ -140,7 +144,10 @@ impl Uring {
 
     fn enter(&mut self, sleep: Sleep) -> io::Result<()> {
         let end = match sleep {
-            Sleep::Never => return passed(self.ring.submit()),
+            Sleep::Never => {
+                self.calls += 1;
+                return passed(self.ring.submit());
+            }
             Sleep::For(time) => Some(time),
             Sleep::Forever => None,
         };
@@ -158,7 +165,8 @@ impl Uring {
         passed(self.wait_for(1, end))
     }
 
-    fn wait_for(&self, count: usize, time: Option<Duration>) -> io::Result<usize> {
+    fn wait_for(&mut self, count: usize, time: Option<Duration>) -> io::Result<usize> {
+        self.calls += 1;
         let submitter = self.ring.submitter();
         let Some(time) = time else { return submitter.submit_and_wait(count) };
         submitter.submit_with_args(count, &types::SubmitArgs::new().timespec(&time.into()))
@@ -278,6 +286,10 @@ impl Engine for Uring {
         if self.in_pool > 0 {
             self.in_pool -= self.pool.completions(done);
         }
+    }
+
+    fn system_calls(&mut self) -> u64 {
+        std::mem::take(&mut self.calls)
     }
 }
 
