@@ -165,7 +165,7 @@ fuzz_target!(|data: &[u8]| {
     let mut queue = Queue::new(engine, ring, channel, table, Arc::clone(&disk), protocol);
 
     let mut forged = false;
-    let mut pass = |queue: &mut Queue<_>| {
+    let pass = |queue: &mut Queue<_>| {
         let more = queue.pass();
         assert!(!(more && queue.is_broken()));
         queue.is_broken()
