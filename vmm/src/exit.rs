@@ -76,12 +76,20 @@ statuses! {
     InvalidName = 51 "the name breaks the rules";
     NoSuchDomain = 52 "no running domain has this name or id";
     RunDirUnusable = 53 "the folder of running domains cannot be used";
+    NoSuchDevice = 54 "the guest has no such device";
+    DeviceBusy = 55 "the device is just being attached or detached";
+    DeviceKept = 56 "the guest does not let go of the device";
 }
 
 impl ExitStatus {
     /// The number, as the shell shows it.
     pub fn code(self) -> u8 {
         self as u8
+    }
+
+    /// The status of this number.
+    pub fn from_code(code: u8) -> Option<ExitStatus> {
+        Self::ALL.iter().copied().find(|status| status.code() == code)
     }
 
     /// The table of all statuses, a line each.
@@ -218,7 +226,11 @@ fn disk_status(error: &DiskImageError) -> ExitStatus {
 
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Failure {
-        Failure::new(ExitStatus::HostError, error)
+        let named = match &error {
+            ApiError::Refused { status, .. } => status.and_then(ExitStatus::from_code),
+            _ => None,
+        };
+        Failure::new(named.unwrap_or(ExitStatus::HostError), error)
     }
 }
 

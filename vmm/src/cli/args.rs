@@ -67,6 +67,16 @@ pub(super) enum Command {
     Reboot(RebootArgs),
     /// Stop a guest at once
     Destroy(DomainArg),
+    /// Give a running guest one more disk; prints its name
+    BlockAttach(BlockAttachArgs),
+    /// Take a disk from a running guest
+    BlockDetach(BlockDetachArgs),
+    /// List the disks of a guest
+    BlockList(BlockListArgs),
+    /// Put another medium into a CD-ROM drive of a running guest
+    CdInsert(CdInsertArgs),
+    /// Take the medium out of a CD-ROM drive of a running guest
+    CdEject(BlockDetachArgs),
 }
 
 #[derive(Debug, Args)]
@@ -142,9 +152,57 @@ pub(super) struct RebootArgs {
     pub(super) timeout: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct BlockAttachArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// The disk, as behind --disk; several arguments are put together with commas
+    #[arg(required = true, value_name = "SPEC")]
+    pub(super) spec: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BlockDetachArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// The guest's name for the disk (xvdb), or its number in xenstore (51728)
+    pub(super) vdev: String,
+    /// Take it away even if the guest does not let go of it in time
+    #[arg(long)]
+    pub(super) force: bool,
+    /// How long the guest may take to let go of it [default: 10, with --force 5]
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub(super) timeout: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BlockListArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// As JSON, with all settings and counters
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CdInsertArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// The guest's name for the drive, or its number in xenstore
+    pub(super) vdev: String,
+    /// The image
+    pub(super) file: PathBuf,
+    /// Take the medium before away even if the guest does not let go of it in time
+    #[arg(long)]
+    pub(super) force: bool,
+    /// How long the guest may take to let go of the medium before [default: 10, with --force 5]
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub(super) timeout: Option<String>,
+}
+
 /// Puts `run` where the command is missing: `xvmm --kernel x` is `xvmm run --kernel x`.
 pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    const COMMANDS: [&str; 12] = [
+    const COMMANDS: [&str; 17] = [
         "run",
         "list",
         "console",
@@ -152,6 +210,11 @@ pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> 
         "shutdown",
         "reboot",
         "destroy",
+        "block-attach",
+        "block-detach",
+        "block-list",
+        "cd-insert",
+        "cd-eject",
         "help",
         "-h",
         "--help",
@@ -202,6 +265,7 @@ mod tests {
             ("xvmm --run-dir list --kernel x", "xvmm run --run-dir list --kernel x"),
             ("xvmm --run-dir x list", "xvmm --run-dir x list"),
             ("xvmm --run-dir=x list", "xvmm --run-dir=x list"),
+            ("xvmm block-attach web a.img", "xvmm block-attach web a.img"),
             ("xvmm --version", "xvmm --version"),
             ("xvmm frobnicate", "xvmm run frobnicate"),
         ] {
