@@ -363,7 +363,9 @@ impl<E: Engine> Queue<E> {
                 return self.start(token);
             }
             // Not a flush: what the kernel could not write then, it does not try to write again.
-            (Phase::Write, Err(libc::ENOSPC)) if self.disk.enospc_pause() && !self.stopping => {
+            (Phase::Write, Err(libc::ENOSPC | libc::EDQUOT))
+                if self.disk.enospc_pause() && !self.stopping =>
+            {
                 return self.hold(token);
             }
             (_, Err(errno)) => Err(errno),
