@@ -60,8 +60,6 @@ pub struct Uring {
     calls: u64,
     /// A poll that the kernel refused.
     failed: Option<i32>,
-    /// Operations that could not even be queued.
-    refused: Vec<u16>,
     /// Whether the file can fail rather than block: reads, writes.
     nowait: [bool; 2],
     /// What completions() hands to the pool; empty outside of it.
@@ -97,7 +95,6 @@ impl Uring {
             slow: false,
             calls: 0,
             failed: None,
-            refused: Vec::new(),
             nowait: [true; 2],
             again: Vec::new(),
         })
@@ -227,7 +224,8 @@ impl Engine for Uring {
         if unsafe { self.push(&entry.user_data(u64::from(token))) } {
             self.in_ring += 1;
         } else {
-            self.refused.push(token);
+            // The kernel is short of memory: slower, but not an error of the guest's.
+            self.start_in_pool(job);
         }
     }
 
@@ -246,11 +244,10 @@ impl Engine for Uring {
             self.arm_pool = !self.poll(self.pool.event(), POOL);
         }
         let armed = !self.arm_event && !self.arm_stop && !self.arm_pool;
-        self.enter(if self.refused.is_empty() && armed { sleep } else { Sleep::Never })
+        self.enter(if armed { sleep } else { Sleep::Never })
     }
 
     fn completions(&mut self, done: &mut Vec<Completion>) {
-        done.extend(self.refused.drain(..).map(|token| Completion { token, result: Err(libc::EBUSY) }));
         let mut again = std::mem::take(&mut self.again);
         for entry in self.ring.completion() {
             let token = entry.user_data();
