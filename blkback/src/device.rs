@@ -95,6 +95,8 @@ pub struct BlockDevice {
     config: DiskConfig,
     disk: Arc<Disk>,
     connection: Option<Connection>,
+    /// The log says that io_uring cannot be used: a frontend may connect as often as it likes.
+    told: AtomicBool,
 }
 
 /// What a queue's thread leaves behind when it ends, however it ends.
@@ -120,7 +122,7 @@ impl BlockDevice {
     /// A disk that waits for its frontend.
     pub fn new(config: DiskConfig, backing: impl Into<Backing>) -> Self {
         let disk = Arc::new(Disk::new(&config, backing));
-        Self { config, disk, connection: None }
+        Self { config, disk, connection: None, told: AtomicBool::new(false) }
     }
 
     /// Size, counters, [`Disk::rescan`] and [`Disk::resume`], for other threads.
@@ -139,6 +141,7 @@ impl BlockDevice {
         if storage.raw().is_some() {
             match Uring::new(Arc::clone(storage), event, stop, slots) {
                 Ok(ring) => return Ok(Box::new(ring)),
+                Err(_) if self.told.swap(true, SeqCst) => {}
                 Err(e) => tracing::warn!(
                     "vbd {}: io_uring cannot be used ({e}), threads serve the disk, at the cost of more CPU time; it needs Linux 6.1 and kernel.io_uring_disabled=0",
                     self.disk.name()
@@ -1058,5 +1061,105 @@ mod tests {
         }
         assert_eq!(front.request(READ, 13, &[Segment { gref, first: 2, last: 2 }]), 0);
         assert!(front.guest.read(frame, 1024, 512) == sector_pattern(13, 200));
+    }
+
+    /// A disk of zeros that the kernel always has at once.
+    #[derive(Debug)]
+    struct Zeros(std::fs::File);
+
+    impl crate::storage::Storage for Zeros {
+        fn traits(&self) -> crate::storage::Traits {
+            Memory::new(0).traits
+        }
+        fn size(&self) -> io::Result<u64> {
+            Ok(1 << 30)
+        }
+        fn raw(&self) -> Option<std::os::fd::RawFd> {
+            Some(self.0.as_raw_fd())
+        }
+        unsafe fn read_at(&self, _: &[crate::engine::IoVec], _: u64) -> io::Result<usize> {
+            Err(io::Error::from_raw_os_error(libc::EIO))
+        }
+        unsafe fn write_at(&self, _: &[crate::engine::IoVec], _: u64) -> io::Result<usize> {
+            Err(io::Error::from_raw_os_error(libc::EIO))
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn at_depth_32_ten_requests_cost_one_system_call() {
+        let zeros = Arc::new(Zeros(std::fs::File::open("/dev/zero").unwrap()));
+        let backing = Backing { storage: zeros, path: "zero".into(), block_device: false, readonly: true };
+        let mut device = BlockDevice::new(config(true), backing);
+        let mut front = Front::new(Protocol::X86_64);
+        front.connect(&mut device);
+        let pages: Vec<_> = (0..32).map(|_| front.guest.granted_page().1).collect();
+        let rounds = 200;
+        for _ in 0..rounds {
+            for (sector, gref) in (0..).zip(&pages) {
+                front.put(READ, sector, &[whole(*gref)]);
+            }
+            front.publish();
+            for _ in 0..32 {
+                assert_eq!(front.wait_response().2, 0);
+            }
+        }
+        device.disconnect();
+        wait_stopped(&mut device);
+        let counters = device.disk().counters();
+        // The notifications too are system calls, where KVM delivers them.
+        let calls = counters.system_calls.load(Relaxed) + counters.notifications.load(Relaxed);
+        assert_eq!(counters.requests.load(Relaxed), rounds * 32);
+        assert!(calls * 10 <= rounds * 32, "{calls} system calls for {} requests", rounds * 32);
+    }
+
+    /// Lets io_uring_setup fail with EPERM in this thread and those that it starts, as a sandbox does.
+    fn forbid_io_uring() {
+        const LOAD: u16 = 0x20;
+        const JUMP_IF_EQUAL: u16 = 0x15;
+        const RETURN: u16 = 0x06;
+        let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+        let mut filter = [
+            // The number of the system call is at the start of what the filter looks at.
+            step(LOAD, 0, 0, 0),
+            step(JUMP_IF_EQUAL, 0, 1, u32::try_from(libc::SYS_io_uring_setup).unwrap()),
+            step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs()),
+            step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+        // SAFETY: program and filter live until the call returns.
+        let result = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+                | libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+        };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    }
+
+    #[test]
+    fn where_io_uring_is_forbidden_threads_serve_the_disk() {
+        let file = image(64);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                forbid_io_uring();
+                let event = EventFd::new(EFD_NONBLOCK).unwrap().as_raw_fd();
+                let disk = Arc::new(DiskImage::open(file.path(), false).unwrap());
+                assert!(Uring::new(disk, event, event, 32).is_err());
+                let image = DiskImage::open(file.path(), true).unwrap();
+                let mut device = BlockDevice::new(config(true), image);
+                let mut front = Front::with_rings(Protocol::X86_64, 4, 2);
+                front.connect(&mut device);
+                let (frame, gref) = front.guest.granted_page();
+                for sector in 0..64 {
+                    assert_eq!(front.request(READ, sector, &[Segment { gref, first: 0, last: 0 }]), 0);
+                    assert!(front.guest.read(frame, 0, 512) == sector_pattern(sector, 1));
+                }
+                assert_eq!(front.request(FLUSH, 0, &[]), 0);
+            });
+        });
     }
 }

@@ -71,6 +71,8 @@ pub struct Counters {
     pub notifications: AtomicU64,
     /// Times that a queue's thread woke up.
     pub wakeups: AtomicU64,
+    /// System calls of the queues' threads to start operations and to wait for them.
+    pub system_calls: AtomicU64,
 }
 
 impl Counters {
@@ -90,6 +92,7 @@ impl Counters {
             ("held", self.held.load(Relaxed)),
             ("notifications", self.notifications.load(Relaxed)),
             ("wakeups", self.wakeups.load(Relaxed)),
+            ("system_calls", self.system_calls.load(Relaxed)),
         ]
     }
 }

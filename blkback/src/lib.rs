@@ -23,5 +23,7 @@ pub use device::{BlockDevice, DiskConfig};
 pub use disk::{Backing, Counters, Disk};
 pub use image::{Access, CacheMode, DiskImage, Format, ImageError, ImageOptions};
 
+#[cfg(test)]
+mod abuse;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

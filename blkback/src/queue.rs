@@ -126,6 +126,7 @@ impl<E: Engine> Queue<E> {
                 self.abandon();
                 return;
             }
+            self.disk.counters().system_calls.fetch_add(self.engine.system_calls(), Relaxed);
             if sleep != Sleep::Never {
                 count(&self.disk.counters().wakeups);
                 self.rescan();
@@ -362,7 +363,9 @@ impl<E: Engine> Queue<E> {
                 return self.start(token);
             }
             // Not a flush: what the kernel could not write then, it does not try to write again.
-            (Phase::Write, Err(libc::ENOSPC)) if self.disk.enospc_pause() && !self.stopping => {
+            (Phase::Write, Err(libc::ENOSPC | libc::EDQUOT))
+                if self.disk.enospc_pause() && !self.stopping =>
+            {
                 return self.hold(token);
             }
             (_, Err(errno)) => Err(errno),
@@ -719,7 +722,7 @@ mod tests {
         }
         let counters = disk.counters();
         for (name, value) in counters.list() {
-            let never = ["bounces", "throttled", "held", "wakeups"].contains(&name);
+            let never = ["bounces", "throttled", "held", "wakeups", "system_calls"].contains(&name);
             assert_eq!(value == 0, never, "{name} is {value} after all rounds");
         }
     }

@@ -109,7 +109,8 @@ impl Memory {
     }
 
     pub fn with_traits(sectors: u64, traits: Traits) -> Self {
-        let bytes = (0..sectors).flat_map(|s| sector_pattern(s, 1)).collect();
+        let mut bytes = Vec::new();
+        (0..sectors).for_each(|s| bytes.extend_from_slice(&sector_pattern(s, 1)));
         Self {
             bytes: Mutex::new(bytes),
             traits,

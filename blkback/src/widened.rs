@@ -180,3 +180,93 @@ impl Storage for Widened {
         self.inner.discard(offset, len)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::testing::{Memory, sector_pattern};
+
+    fn widened(sectors: u64) -> (Arc<Memory>, Widened) {
+        let mut memory = Memory::new(sectors);
+        memory.traits.offset_alignment = 4096;
+        let memory = Arc::new(memory);
+        let storage: Arc<dyn Storage> = Arc::clone(&memory) as _;
+        (memory, Widened::new(storage))
+    }
+
+    fn read(storage: &Widened, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        let (first, second) = bytes.split_at_mut(len / 3);
+        let buffers = [first, second].map(|part| IoVec::new(part.as_mut_ptr(), part.len()));
+        // SAFETY: the buffers live until the call returns.
+        let done = unsafe { storage.read_at(&buffers, offset) }?;
+        bytes.truncate(done);
+        Ok(bytes)
+    }
+
+    fn write(storage: &Widened, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: the buffer lives until the call returns.
+        unsafe { storage.write_at(&[IoVec::new(bytes.as_mut_ptr(), bytes.len())], offset) }
+    }
+
+    #[test]
+    fn every_range_is_read_as_it_is() {
+        let (memory, storage) = widened(32);
+        for first in 0..32 {
+            for count in 1..=(32 - first) {
+                let read = read(&storage, first * 512, usize::try_from(count).unwrap() * 512).unwrap();
+                assert!(read == memory.sectors(first, usize::try_from(count).unwrap()), "{first}+{count}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_read_at_the_end_is_short() {
+        let (memory, storage) = widened(12);
+        assert!(read(&storage, 11 * 512, 512).unwrap() == memory.sectors(11, 1));
+        assert_eq!(read(&storage, 11 * 512, 4096).unwrap().len(), 512);
+        assert_eq!(read(&storage, 12 * 512, 512).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_write_changes_its_sectors_and_no_others() {
+        for (first, count) in [(1u64, 1usize), (7, 2), (0, 15), (8, 8), (5, 20)] {
+            let (memory, storage) = widened(32);
+            let mut expected = memory.sectors(0, 32);
+            let mut bytes: Vec<u8> = (0..count).flat_map(|s| sector_pattern(s as u64, 9)).collect();
+            let at = usize::try_from(first).unwrap() * 512;
+            expected[at..at + bytes.len()].copy_from_slice(&bytes);
+            assert_eq!(write(&storage, first * 512, &mut bytes).unwrap(), count * 512);
+            assert!(memory.sectors(0, 32) == expected, "{first}+{count}");
+        }
+    }
+
+    #[test]
+    fn a_write_into_a_part_of_a_unit_at_the_end_fails_and_does_not_make_the_storage_larger() {
+        let (memory, storage) = widened(12);
+        let error = write(&storage, 11 * 512, &mut [1; 512]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        assert_eq!(memory.bytes.lock().unwrap().len(), 12 * 512);
+        assert_eq!(write(&storage, 7 * 512, &mut [1; 512]).unwrap(), 512);
+    }
+
+    #[test]
+    fn neighbours_in_one_unit_do_not_overwrite_each_other() {
+        let (memory, storage) = widened(8);
+        std::thread::scope(|scope| {
+            for sector in 0..8u8 {
+                let storage = &storage;
+                scope.spawn(move || {
+                    for round in 0..200u64 {
+                        let mut bytes = sector_pattern(round, sector);
+                        write(storage, u64::from(sector) * 512, &mut bytes).unwrap();
+                    }
+                });
+            }
+        });
+        for sector in 0..8u8 {
+            assert!(memory.sectors(sector.into(), 1) == sector_pattern(199, sector), "sector {sector}");
+        }
+    }
+}

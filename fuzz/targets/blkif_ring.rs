@@ -165,7 +165,7 @@ fuzz_target!(|data: &[u8]| {
     let mut queue = Queue::new(engine, ring, channel, table, Arc::clone(&disk), protocol);
 
     let mut forged = false;
-    let mut pass = |queue: &mut Queue<_>| {
+    let pass = |queue: &mut Queue<_>| {
         let more = queue.pass();
         assert!(!(more && queue.is_broken()));
         queue.is_broken()
@@ -231,11 +231,12 @@ fuzz_target!(|data: &[u8]| {
     for fail in [&memory.fail_reads, &memory.fail_writes, &memory.fail_flushes] {
         fail.store(0, SeqCst);
     }
-    disk.resume();
     // Whatever waits in the ring and in the engine. A barrier takes four passes and holds back the others; an
     // operation that was postponed is tried again eight times.
     let mut broken = false;
     for _ in 0..16 + 8 * front.ring.nr_entries() {
+        // A write that failed before may be held only now.
+        disk.resume();
         broken = pass(&mut queue);
         if queue.idle() && (broken || front.ring.rsp_prod(&front.guest) == front.ring.req_prod) {
             break;

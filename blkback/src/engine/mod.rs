@@ -110,6 +110,11 @@ pub trait Engine {
 
     /// Adds the completions so far to `done`.
     fn completions(&mut self, done: &mut Vec<Completion>);
+
+    /// System calls of the queue's thread since this was asked last.
+    fn system_calls(&mut self) -> u64 {
+        0
+    }
 }
 
 impl<E: Engine + ?Sized> Engine for Box<E> {
@@ -122,5 +127,8 @@ impl<E: Engine + ?Sized> Engine for Box<E> {
     }
     fn completions(&mut self, done: &mut Vec<Completion>) {
         (**self).completions(done);
+    }
+    fn system_calls(&mut self) -> u64 {
+        (**self).system_calls()
     }
 }

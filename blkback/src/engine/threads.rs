@@ -18,13 +18,14 @@ pub struct Threads {
     stop: RawFd,
     pool: Pool,
     in_flight: usize,
+    calls: u64,
 }
 
 impl Threads {
     /// An engine on `storage` that wakes up when `event` or `stop`, two eventfds that do not block, are
     /// written. The descriptors stay open as long as the engine.
     pub fn new(storage: Arc<dyn Storage>, event: RawFd, stop: RawFd) -> io::Result<Self> {
-        Ok(Self { event, stop, pool: Pool::new(storage, MAX_THREADS)?, in_flight: 0 })
+        Ok(Self { event, stop, pool: Pool::new(storage, MAX_THREADS)?, in_flight: 0, calls: 0 })
     }
 }
 
@@ -51,6 +52,7 @@ impl Engine for Threads {
             let error = io::Error::last_os_error();
             return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
         }
+        self.calls += 1 + u64::from(ready.unsigned_abs());
         let mut count = 0u64;
         for fd in fds.iter().filter(|fd| fd.revents != 0) {
             // SAFETY: the read of an eventfd is of eight bytes. It does not block.
@@ -63,6 +65,10 @@ impl Engine for Threads {
         if self.in_flight > 0 {
             self.in_flight -= self.pool.completions(done);
         }
+    }
+
+    fn system_calls(&mut self) -> u64 {
+        std::mem::take(&mut self.calls)
     }
 }
 

@@ -15,8 +15,9 @@ const EVENT: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
 const POOL: u64 = u64::MAX - 2;
 
-/// Threads for what would block.
-const MAX_THREADS: usize = 4;
+/// Threads for what would block, and where everything would.
+const FEW_THREADS: usize = 4;
+const MANY_THREADS: usize = 16;
 /// Operations handed to the kernel in one go.
 const MAX_BATCH: u32 = 128;
 /// From so many operations in the kernel on, one system call waits for most of them.
@@ -55,10 +56,10 @@ pub struct Uring {
     in_pool: usize,
     /// What the last wait for many operations showed.
     slow: bool,
+    /// Calls of io_uring_enter that were not told yet.
+    calls: u64,
     /// A poll that the kernel refused.
     failed: Option<i32>,
-    /// Operations that could not even be queued.
-    refused: Vec<u16>,
     /// Whether the file can fail rather than block: reads, writes.
     nowait: [bool; 2],
     /// What completions() hands to the pool; empty outside of it.
@@ -87,13 +88,13 @@ impl Uring {
             arm_event: true,
             arm_stop: true,
             arm_pool: true,
-            pool: Pool::new(storage, MAX_THREADS)?,
+            pool: Pool::new(storage, FEW_THREADS)?,
             jobs: vec![None; slots as usize],
             in_ring: 0,
             in_pool: 0,
             slow: false,
+            calls: 0,
             failed: None,
-            refused: Vec::new(),
             nowait: [true; 2],
             again: Vec::new(),
         })
@@ -116,6 +117,7 @@ impl Uring {
             return true;
         }
         // A full batch goes to the kernel before the next one is gathered.
+        self.calls += 1;
         if self.enable().is_err() || self.ring.submit().is_err() {
             return false;
         }
@@ -139,7 +141,10 @@ impl Uring {
 
     fn enter(&mut self, sleep: Sleep) -> io::Result<()> {
         let end = match sleep {
-            Sleep::Never => return passed(self.ring.submit()),
+            Sleep::Never => {
+                self.calls += 1;
+                return passed(self.ring.submit());
+            }
             Sleep::For(time) => Some(time),
             Sleep::Forever => None,
         };
@@ -157,7 +162,8 @@ impl Uring {
         passed(self.wait_for(1, end))
     }
 
-    fn wait_for(&self, count: usize, time: Option<Duration>) -> io::Result<usize> {
+    fn wait_for(&mut self, count: usize, time: Option<Duration>) -> io::Result<usize> {
+        self.calls += 1;
         let submitter = self.ring.submitter();
         let Some(time) = time else { return submitter.submit_and_wait(count) };
         submitter.submit_with_args(count, &types::SubmitArgs::new().timespec(&time.into()))
@@ -218,7 +224,8 @@ impl Engine for Uring {
         if unsafe { self.push(&entry.user_data(u64::from(token))) } {
             self.in_ring += 1;
         } else {
-            self.refused.push(token);
+            // The kernel is short of memory: slower, but not an error of the guest's.
+            self.start_in_pool(job);
         }
     }
 
@@ -237,11 +244,10 @@ impl Engine for Uring {
             self.arm_pool = !self.poll(self.pool.event(), POOL);
         }
         let armed = !self.arm_event && !self.arm_stop && !self.arm_pool;
-        self.enter(if self.refused.is_empty() && armed { sleep } else { Sleep::Never })
+        self.enter(if armed { sleep } else { Sleep::Never })
     }
 
     fn completions(&mut self, done: &mut Vec<Completion>) {
-        done.extend(self.refused.drain(..).map(|token| Completion { token, result: Err(libc::EBUSY) }));
         let mut again = std::mem::take(&mut self.again);
         for entry in self.ring.completion() {
             let token = entry.user_data();
@@ -253,6 +259,7 @@ impl Engine for Uring {
                     (libc::EOPNOTSUPP, Some(job)) => {
                         let [reads, writes] = &mut self.nowait;
                         *(if job.op == Op::Read { reads } else { writes }) = false;
+                        self.pool.max_threads = MANY_THREADS;
                         again.push(job);
                     }
                     _ => done.push(Completion::new(token, entry.result())),
@@ -276,6 +283,10 @@ impl Engine for Uring {
         if self.in_pool > 0 {
             self.in_pool -= self.pool.completions(done);
         }
+    }
+
+    fn system_calls(&mut self) -> u64 {
+        std::mem::take(&mut self.calls)
     }
 }
 
