@@ -191,14 +191,14 @@ impl Fake {
     }
 
     /// A process that attaches the target and keeps it until it is killed.
-    fn in_another_process(&self) -> Child {
-        Command::new(std::env::current_exe().unwrap())
+    fn in_another_process(&self) -> Killed {
+        let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "storage::iscsi::tests::child", "--ignored"])
             .env("XVMM_TEST_ISCSI", &self.dir)
             .env("XVMM_TEST_PORTAL", self.portal.to_string())
             .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap()
+            .spawn();
+        Killed(child.unwrap())
     }
 
     fn wait_for(&self, name: &str) {
@@ -220,9 +220,14 @@ fn child() {
     std::thread::sleep(Duration::from_secs(600));
 }
 
-fn kill(mut child: Child) {
-    child.kill().unwrap();
-    child.wait().unwrap();
+/// A process that is killed when it is dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
 #[test]
@@ -280,7 +285,7 @@ fn the_session_of_a_killed_process_is_closed_by_the_next_start() {
     fake.wait_for("attached");
     fake.clean_up();
     assert_eq!(fake.sessions(), 1, "its user lives");
-    kill(child);
+    drop(child);
     fake.log();
     fake.clean_up();
     assert_eq!(fake.log(), ["-m session -r 1 --logout"]);
@@ -293,7 +298,7 @@ fn a_living_user_keeps_the_session_of_a_killed_one() {
     let child = fake.in_another_process();
     fake.wait_for("attached");
     let disk = fake.attach().unwrap();
-    kill(child);
+    drop(child);
     fake.clean_up();
     assert_eq!(fake.sessions(), 1);
     drop(disk);
@@ -308,7 +313,7 @@ fn a_process_killed_in_its_login_leaves_no_session() {
     );
     let child = fake.in_another_process();
     fake.wait_for("hangs");
-    kill(child);
+    drop(child);
     fake.log();
     fake.clean_up();
     assert!(fake.record().exists(), "iscsiadm is still at work");
@@ -325,7 +330,7 @@ fn nothing_is_closed_for_what_was_made_before_the_host_started_anew() {
     let mut fake = Fake::new();
     let child = fake.in_another_process();
     fake.wait_for("attached");
-    kill(child);
+    drop(child);
     fake.change_host(|host| host.boot = "another boot".into());
     fake.clean_up();
     assert_eq!(fake.sessions(), 1);
@@ -338,7 +343,7 @@ fn a_record_made_by_hand_after_the_host_started_anew_is_left() {
     let mut fake = Fake::new();
     let child = fake.in_another_process();
     fake.wait_for("attached");
-    kill(child);
+    drop(child);
     fake.change_host(|host| host.boot = "another boot".into());
     fake.make_record("by hand");
     fake.clean_up();
