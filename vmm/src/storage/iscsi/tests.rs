@@ -175,7 +175,9 @@ impl Fake {
 
     /// Somebody else logs in, as `iscsiadm` on the host's own command line.
     fn log_in_by_hand(&self) {
-        self.make_record("by hand");
+        if !self.record().exists() {
+            self.make_record("by hand");
+        }
         let args = ["-m", "node", "-T", IQN, "-p", &self.portal.to_string(), "--login"];
         assert!(Command::new(self.path("iscsiadm")).args(args).status().unwrap().success());
         self.log();
@@ -374,6 +376,16 @@ fn a_session_that_somebody_opened_after_ours_was_closed_is_left() {
     fake.log_in_by_hand();
     drop(disk);
     assert_eq!((fake.log(), fake.sessions()), (Vec::<String>::new(), 1));
+}
+
+#[test]
+fn a_second_session_that_somebody_opened_beside_ours_is_left() {
+    let fake = Fake::new();
+    let disk = fake.attach().unwrap();
+    fake.log_in_by_hand();
+    drop(disk);
+    assert_eq!(fake.log(), ["-m session -r 1 --logout"]);
+    assert!(fake.path("sys/class/iscsi_session/session2").exists());
 }
 
 #[test]
