@@ -188,8 +188,8 @@ impl Failure {
             }
             (StorageError::Image(image), _) => Failure::new(disk_status(image), format!("--disk: {error}")),
             (StorageError::Iscsi(iscsi), _) => Failure::new(iscsi_status(iscsi), format!("--disk: {error}")),
-            (StorageError::NotServed(_), _) => {
-                Failure::new(ExitStatus::DiskFormat, format!("--disk {error}"))
+            (StorageError::NoMedium(_), _) => {
+                Failure::new(ExitStatus::DiskMissing, format!("--disk: {error}"))
             }
         }
     }

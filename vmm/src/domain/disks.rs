@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use blkback::limits::LimitGroup;
 use blkback::{Backing, DiskImage, ImageError, ImageOptions};
 
-use crate::config::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource};
+use crate::config::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource, Vdev};
 use crate::storage::IscsiError;
 
 /// Why the storage of a disk cannot be opened. One sentence.
@@ -21,11 +21,9 @@ pub enum StorageError {
     /// The disk of an iSCSI target.
     #[error(transparent)]
     Iscsi(#[from] IscsiError),
-    /// What this build has no storage for.
-    #[error(
-        "{0}: this build serves raw images with cache=none and one writer; convert the image, or leave the rest out"
-    )]
-    NotServed(String),
+    /// Nothing is in the drive.
+    #[error("the drive {0} has no medium; name an image")]
+    NoMedium(Vdev),
 }
 
 /// Opens what holds the bytes of a disk, and locks it. `run_dir` is the folder of running domains, in which
@@ -38,7 +36,7 @@ pub fn open_storage(disk: &DiskConfig, run_dir: &Path) -> Result<Backing, Storag
             let image = DiskImage::open_with(&image_options(disk, lun.path()))?;
             Ok(lun.under(image.into()))
         }
-        source => Err(StorageError::NotServed(source.to_string())),
+        DiskSource::Empty {} => Err(StorageError::NoMedium(disk.vdev)),
     }
 }
 
