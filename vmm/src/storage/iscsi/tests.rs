@@ -175,7 +175,9 @@ impl Fake {
 
     /// Somebody else logs in, as `iscsiadm` on the host's own command line.
     fn log_in_by_hand(&self) {
-        self.make_record("by hand");
+        if !self.record().exists() {
+            self.make_record("by hand");
+        }
         let args = ["-m", "node", "-T", IQN, "-p", &self.portal.to_string(), "--login"];
         assert!(Command::new(self.path("iscsiadm")).args(args).status().unwrap().success());
         self.log();
@@ -191,14 +193,14 @@ impl Fake {
     }
 
     /// A process that attaches the target and keeps it until it is killed.
-    fn in_another_process(&self) -> Child {
-        Command::new(std::env::current_exe().unwrap())
+    fn in_another_process(&self) -> Killed {
+        let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "storage::iscsi::tests::child", "--ignored"])
             .env("XVMM_TEST_ISCSI", &self.dir)
             .env("XVMM_TEST_PORTAL", self.portal.to_string())
             .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap()
+            .spawn();
+        Killed(child.unwrap())
     }
 
     fn wait_for(&self, name: &str) {
@@ -220,9 +222,14 @@ fn child() {
     std::thread::sleep(Duration::from_secs(600));
 }
 
-fn kill(mut child: Child) {
-    child.kill().unwrap();
-    child.wait().unwrap();
+/// A process that is killed when it is dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
 #[test]
@@ -280,7 +287,7 @@ fn the_session_of_a_killed_process_is_closed_by_the_next_start() {
     fake.wait_for("attached");
     fake.clean_up();
     assert_eq!(fake.sessions(), 1, "its user lives");
-    kill(child);
+    drop(child);
     fake.log();
     fake.clean_up();
     assert_eq!(fake.log(), ["-m session -r 1 --logout"]);
@@ -293,7 +300,7 @@ fn a_living_user_keeps_the_session_of_a_killed_one() {
     let child = fake.in_another_process();
     fake.wait_for("attached");
     let disk = fake.attach().unwrap();
-    kill(child);
+    drop(child);
     fake.clean_up();
     assert_eq!(fake.sessions(), 1);
     drop(disk);
@@ -308,7 +315,7 @@ fn a_process_killed_in_its_login_leaves_no_session() {
     );
     let child = fake.in_another_process();
     fake.wait_for("hangs");
-    kill(child);
+    drop(child);
     fake.log();
     fake.clean_up();
     assert!(fake.record().exists(), "iscsiadm is still at work");
@@ -325,7 +332,7 @@ fn nothing_is_closed_for_what_was_made_before_the_host_started_anew() {
     let mut fake = Fake::new();
     let child = fake.in_another_process();
     fake.wait_for("attached");
-    kill(child);
+    drop(child);
     fake.change_host(|host| host.boot = "another boot".into());
     fake.clean_up();
     assert_eq!(fake.sessions(), 1);
@@ -338,7 +345,7 @@ fn a_record_made_by_hand_after_the_host_started_anew_is_left() {
     let mut fake = Fake::new();
     let child = fake.in_another_process();
     fake.wait_for("attached");
-    kill(child);
+    drop(child);
     fake.change_host(|host| host.boot = "another boot".into());
     fake.make_record("by hand");
     fake.clean_up();
@@ -369,6 +376,16 @@ fn a_session_that_somebody_opened_after_ours_was_closed_is_left() {
     fake.log_in_by_hand();
     drop(disk);
     assert_eq!((fake.log(), fake.sessions()), (Vec::<String>::new(), 1));
+}
+
+#[test]
+fn a_second_session_that_somebody_opened_beside_ours_is_left() {
+    let fake = Fake::new();
+    let disk = fake.attach().unwrap();
+    fake.log_in_by_hand();
+    drop(disk);
+    assert_eq!(fake.log(), ["-m session -r 1 --logout"]);
+    assert!(fake.path("sys/class/iscsi_session/session2").exists());
 }
 
 #[test]
