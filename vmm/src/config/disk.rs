@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+pub use blkback::device::MAX_QUEUES;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, Problem};
@@ -16,8 +17,6 @@ pub(super) const FLAG: &str = "--disk";
 
 /// Disks of the guest with the most of them; each one costs event channels, a thread and descriptors.
 pub const MAX_DISKS: usize = 1024;
-/// Queues of a disk, and threads that serve them.
-pub const MAX_QUEUES: u32 = 16;
 /// Bytes per second of the tightest limit: a page. A tighter one would hold a single request for minutes.
 pub const MIN_BPS: u64 = 4096;
 /// Bytes of the longest name of a group.
@@ -193,6 +192,11 @@ impl<V> Disk<V> {
             DiskSource::Path(path) => Some(path),
             DiskSource::Iscsi(_) | DiskSource::Empty {} => None,
         }
+    }
+
+    /// Whether there is anything to serve. A drive without a medium is no device of the guest until it has one.
+    pub fn has_medium(&self) -> bool {
+        !matches!(self.source, DiskSource::Empty {})
     }
 
     fn with_vdev<W>(self, vdev: W) -> Disk<W> {

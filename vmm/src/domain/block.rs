@@ -8,10 +8,11 @@ use blkback::BlockDevice;
 use devices::xen::xenbus::DeviceId;
 use serde_json::{Value, json};
 
+use super::Registry;
+use super::disks::{self, LimitGroups};
 use super::hotplug::{Arrival, Departure, Describe, Hotplug, Open, Opened, no_such_device};
 use super::life_cycle::open_images;
 use super::preflight::prepare_disk;
-use super::{Registry, disks};
 use crate::api::{BlockAttach, BlockDetach, CdInsert, DeviceChange, Reply};
 use crate::config::{DiskConfig, DiskSource, DiskSpec, DomainConfig, Problem, Vdev};
 use crate::exit::{ExitStatus, Failure};
@@ -23,12 +24,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const FORCE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Does what a request asks for, and answers it.
-pub(super) fn change(hotplug: &mut Hotplug, change: DeviceChange, reply: Reply) {
+pub(super) fn change(hotplug: &mut Hotplug, groups: &LimitGroups, change: DeviceChange, reply: Reply) {
     let config = hotplug.config();
     let planned = match change {
-        DeviceChange::BlockAttach(request) => attach(hotplug, &config, request),
+        DeviceChange::BlockAttach(request) => attach(hotplug, groups, &config, request),
         DeviceChange::BlockDetach(request) => detach(&config, &request),
-        DeviceChange::CdInsert(request) => insert(&config, request),
+        DeviceChange::CdInsert(request) => insert(groups, &config, request),
         DeviceChange::CdEject(request) => eject(&config, &request),
     };
     match planned {
@@ -54,7 +55,12 @@ fn device_id(vdev: Vdev) -> DeviceId {
 }
 
 /// A disk without a name gets the first one that is free, as with `--disk`.
-fn attach(hotplug: &Hotplug, config: &DomainConfig, request: BlockAttach) -> Result<Plan, Failure> {
+fn attach(
+    hotplug: &Hotplug,
+    groups: &LimitGroups,
+    config: &DomainConfig,
+    request: BlockAttach,
+) -> Result<Plan, Failure> {
     let mut spec = DiskSpec::parse(&request.spec)?;
     if spec.vdev.is_none() {
         let named = |vdev: Vdev| config.disks.iter().any(|disk| disk.vdev.overlaps(vdev));
@@ -63,18 +69,30 @@ fn attach(hotplug: &Hotplug, config: &DomainConfig, request: BlockAttach) -> Res
     }
     let disk = spec.beside(&config.disks)?;
     let answer = json!({ "vdev": disk.vdev });
-    Ok(Plan::Attach(arrival(config, disk, request.directory, answer), None))
+    Ok(Plan::Attach(arrival(groups, config, disk, request.directory, answer), None))
 }
 
-fn arrival(config: &DomainConfig, disk: DiskConfig, here: Option<PathBuf>, answer: Value) -> Arrival {
-    let (id, name, config) = (device_id(disk.vdev), disk.vdev.to_string(), config.clone());
-    let open: Open = Box::new(move || open(config, disk, here.as_deref()));
+fn arrival(
+    groups: &LimitGroups,
+    config: &DomainConfig,
+    disk: DiskConfig,
+    here: Option<PathBuf>,
+    answer: Value,
+) -> Arrival {
+    let (id, name) = (device_id(disk.vdev), disk.vdev.to_string());
+    let (groups, config) = (groups.clone(), config.clone());
+    let open: Open = Box::new(move || open(&groups, config, disk, here.as_deref()));
     Arrival { id, name, open, answer }
 }
 
 /// Finds, opens and locks the image, with the checks that a start makes. Relative paths begin in `here`, else
 /// in the images folder. May block.
-fn open(mut config: DomainConfig, mut disk: DiskConfig, here: Option<&Path>) -> Result<Opened, Failure> {
+fn open(
+    groups: &LimitGroups,
+    mut config: DomainConfig,
+    mut disk: DiskConfig,
+    here: Option<&Path>,
+) -> Result<Opened, Failure> {
     prepare_disk(&mut disk, here.unwrap_or(&config.images_dir), &config.images_dir)?;
     // The disk whose place it takes goes before this one comes.
     config.disks.retain(|other| other.vdev != disk.vdev);
@@ -87,7 +105,7 @@ fn open(mut config: DomainConfig, mut disk: DiskConfig, here: Option<&Path>) -> 
         let sentence = format!("{}: a drive without a medium cannot be attached; name an image", disk.vdev);
         Failure::new(ExitStatus::Usage, sentence)
     })?;
-    let device = Box::new(BlockDevice::new(disks::shown(&disk, false), image));
+    let device = Box::new(BlockDevice::new(disks::shown(&disk, false, groups), image));
     let describe = Box::new(move |config: &mut DomainConfig| {
         match config.disks.iter_mut().find(|other| other.vdev == disk.vdev) {
             Some(before) => *before = disk,
@@ -105,15 +123,11 @@ fn find<'a>(config: &'a DomainConfig, name: &str) -> Result<&'a DiskConfig, Fail
     config.disks.iter().find(|disk| disk.vdev == vdev).ok_or_else(|| no_such_device(name))
 }
 
-fn is_empty(disk: &DiskConfig) -> bool {
-    matches!(disk.source, DiskSource::Empty {})
-}
-
 fn detach(config: &DomainConfig, request: &BlockDetach) -> Result<Plan, Failure> {
     let disk = find(config, &request.vdev)?;
     let vdev = disk.vdev;
     let describe = Box::new(move |config: &mut DomainConfig| config.disks.retain(|disk| disk.vdev != vdev));
-    if is_empty(disk) {
+    if !disk.has_medium() {
         return Ok(Plan::Describe(describe));
     }
     Ok(Plan::Detach(departure(vdev, request.force, request.timeout, describe)))
@@ -126,16 +140,16 @@ fn departure(vdev: Vdev, force: bool, timeout: Option<Duration>, describe: Descr
 
 /// A new medium comes as a new disk, in place of the one before: blkfront cannot change the medium of a disk,
 /// and keeps what it has cached of it.
-fn insert(config: &DomainConfig, request: CdInsert) -> Result<Plan, Failure> {
+fn insert(groups: &LimitGroups, config: &DomainConfig, request: CdInsert) -> Result<Plan, Failure> {
     let drive = cdrom(config, &request.vdev)?;
     let medium = DiskConfig { source: DiskSource::Path(request.file), ..drive.clone() };
-    let before = (!is_empty(drive)).then(|| ejection(drive.vdev, request.force, request.timeout));
-    Ok(Plan::Attach(arrival(config, medium, request.directory, Value::Null), before))
+    let before = drive.has_medium().then(|| ejection(drive.vdev, request.force, request.timeout));
+    Ok(Plan::Attach(arrival(groups, config, medium, request.directory, Value::Null), before))
 }
 
 fn eject(config: &DomainConfig, request: &BlockDetach) -> Result<Plan, Failure> {
     let drive = cdrom(config, &request.vdev)?;
-    if is_empty(drive) {
+    if !drive.has_medium() {
         return Ok(Plan::Describe(Box::new(|_| {})));
     }
     Ok(Plan::Detach(ejection(drive.vdev, request.force, request.timeout)))
@@ -180,7 +194,7 @@ mod tests {
 
     fn ask(domain: &mut TestDomain, request: DeviceChange) -> (u16, String) {
         let reply = domain.outbox.reply();
-        change(&mut domain.hotplug, request, reply);
+        change(&mut domain.hotplug, &LimitGroups::default(), request, reply);
         domain.answer()
     }
 
@@ -267,7 +281,7 @@ mod tests {
             let directory = Some(domain.dir.path().to_owned());
             let reply = domain.outbox.reply();
             let request = BlockAttach { spec: spec.into(), directory };
-            change(&mut domain.hotplug, DeviceChange::BlockAttach(request), reply);
+            change(&mut domain.hotplug, &LimitGroups::default(), DeviceChange::BlockAttach(request), reply);
             let (_, body) = domain.answers(1).remove(0);
             assert_eq!(body["status"], status.code(), "{spec}: {body}");
             assert!(body["error"].as_str().unwrap().contains(words), "{spec}: {body}");

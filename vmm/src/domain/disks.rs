@@ -1,12 +1,15 @@
 //! From the description of a disk to what serves it: the opened storage, and what the guest is shown.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use blkback::limits::LimitGroup;
 use blkback::{DiskImage, ImageError};
 
-use crate::config::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource, DomainConfig};
+use crate::config::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource};
 
 /// Why the storage of a disk cannot be opened. One sentence.
 #[derive(Debug, thiserror::Error)]
@@ -31,21 +34,42 @@ pub fn open_storage(disk: &DiskConfig) -> Result<DiskImage, StorageError> {
     }
 }
 
-/// The disks that a guest is shown. A drive without a medium is none: Xen's block protocol has no such state, and
-/// the disk comes with its medium.
-pub(super) fn with_media(config: &DomainConfig) -> impl Iterator<Item = &DiskConfig> {
-    config.disks.iter().filter(|disk| !matches!(disk.source, DiskSource::Empty {}))
+/// The groups of disks of one guest that share their limits. Clones are the same groups.
+#[derive(Clone, Debug, Default)]
+pub struct LimitGroups(Arc<Mutex<HashMap<String, Weak<LimitGroup>>>>);
+
+impl LimitGroups {
+    /// The group of the disk, made with the disk's limits when no other disk has it.
+    fn of(&self, disk: &DiskConfig) -> Option<Arc<LimitGroup>> {
+        let name = disk.group.as_ref()?;
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = groups.get(name).and_then(Weak::upgrade) {
+            return Some(group);
+        }
+        let group = LimitGroup::new(disk.iops, disk.bps);
+        groups.insert(name.clone(), Arc::downgrade(&group));
+        Some(group)
+    }
 }
 
 /// How the guest is shown the disk. `bootable` is the first one.
-pub fn shown(disk: &DiskConfig, bootable: bool) -> blkback::DiskConfig {
+pub fn shown(disk: &DiskConfig, bootable: bool, groups: &LimitGroups) -> blkback::DiskConfig {
+    let limit_group = groups.of(disk);
+    // The limits of a disk in a group are the group's.
+    let own = |limit: Option<u64>| limit.filter(|_| limit_group.is_none());
     blkback::DiskConfig {
         vdev: disk.vdev.to_string(),
         virtual_device: disk.vdev.virtual_device(),
         readonly: disk.readonly,
         bootable,
-        discard: true,
-        ..Default::default()
+        cdrom: disk.cdrom,
+        removable: disk.removable,
+        discard: disk.discard,
+        queues: disk.queues,
+        iops: own(disk.iops),
+        bps: own(disk.bps),
+        limit_group,
+        enospc_pause: disk.enospc_pause,
     }
 }
 
@@ -77,6 +101,44 @@ pub(super) fn looks_like(path: &Path) -> Option<&'static str> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::config::DiskSpec;
+
+    fn disks(specs: &[&str]) -> Vec<DiskConfig> {
+        DiskSpec::assign(specs.iter().map(|spec| DiskSpec::parse(spec).unwrap()).collect()).unwrap()
+    }
+
+    #[test]
+    fn the_guest_is_shown_what_the_description_says() {
+        let disks = disks(&["a,,hdc,cdrom", "b,,xvdq,no-discard,queues=2,iops=7,bps=1M,enospc=pause"]);
+        let groups = LimitGroups::default();
+        let cdrom = shown(&disks[0], true, &groups);
+        assert_eq!((cdrom.vdev.as_str(), cdrom.virtual_device), ("hdc", 5632));
+        assert!(cdrom.cdrom && cdrom.removable && cdrom.readonly && cdrom.bootable && cdrom.discard);
+        let disk = shown(&disks[1], false, &groups);
+        assert_eq!((disk.virtual_device, disk.queues), (1 << 28 | 16 << 8, Some(2)));
+        assert_eq!((disk.iops, disk.bps, disk.enospc_pause), (Some(7), Some(1 << 20), true));
+        assert!(!disk.cdrom && !disk.removable && !disk.readonly && !disk.bootable && !disk.discard);
+        assert!(disk.limit_group.is_none());
+    }
+
+    #[test]
+    fn the_disks_of_a_group_share_one_limit() {
+        let disks = disks(&["a,iops=5,group=g", "b,group=g", "c,iops=5,group=h"]);
+        let groups = LimitGroups::default();
+        let shown: Vec<_> = disks.iter().map(|disk| shown(disk, false, &groups)).collect();
+        assert!(shown.iter().all(|disk| disk.iops.is_none() && disk.bps.is_none()));
+        let group = |index: usize| shown[index].limit_group.as_ref().unwrap();
+        assert!(Arc::ptr_eq(group(0), group(1)) && !Arc::ptr_eq(group(0), group(2)));
+    }
+
+    #[test]
+    fn a_group_that_no_disk_has_any_more_begins_anew() {
+        let disks = disks(&["a,iops=5,group=g"]);
+        let groups = LimitGroups::default();
+        let first = Arc::downgrade(&shown(&disks[0], false, &groups).limit_group.unwrap());
+        assert!(first.upgrade().is_none());
+        assert!(shown(&disks[0], false, &groups).limit_group.is_some());
+    }
 
     #[test]
     fn marks_of_formats_are_seen() {

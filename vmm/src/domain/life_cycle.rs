@@ -22,9 +22,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::block;
 use super::control::{Control, Ending, Requests, Signals};
+use super::disks::{self, LimitGroups};
 use super::hotplug::Hotplug;
 use super::store_service::StoreService;
-use super::{DomainDir, Registry, disks, preflight};
+use super::{DomainDir, Registry, preflight};
 use crate::api::{ApiHandler, ApiServer, DeviceChange, Reply, Shutdown};
 use crate::boot::{Initrd, Kernel, LoadRequest, MemmapEntry};
 use crate::config::{DomainConfig, NetConfig, OnReboot};
@@ -136,7 +137,7 @@ pub(super) fn open_images(config: &DomainConfig, registry: &Registry) -> Result<
             Failure::from_storage(&error, holder.as_ref())
         })
     };
-    disks::with_media(config).map(open).collect()
+    config.disks.iter().filter(|disk| disk.has_medium()).map(open).collect()
 }
 
 /// One run of a domain, from start to poweroff, reboot or crash.
@@ -209,8 +210,9 @@ impl Domain {
         let ring_keys = [(store_gfn.0, store_port), (console_gfn.0, console_port)];
         let uuid = uuid(folder.name(), domid);
         populate(&mut store, config, folder, &ring_keys, tty.as_deref(), &uuid);
-        for (disk, image) in disks::with_media(config).zip(images) {
-            let shown = disks::shown(disk, config.disks.first() == Some(disk));
+        let groups = LimitGroups::default();
+        for (disk, image) in config.disks.iter().filter(|disk| disk.has_medium()).zip(images) {
+            let shown = disks::shown(disk, config.disks.first() == Some(disk), &groups);
             let added = store.add(Box::new(BlockDevice::new(shown, image)));
             added.map_err(|e| Failure::new(ExitStatus::SameVdev, e))?;
         }
@@ -272,6 +274,7 @@ impl Domain {
             requests,
             hypercalls: Arc::clone(&hypercalls),
             hotplug: Rc::clone(&hotplug),
+            groups,
         };
         let api =
             ApiServer::bind(&folder.api_socket(), handler).map_err(fail("the API cannot be started"))?;
@@ -428,6 +431,7 @@ struct Handler {
     requests: Rc<Requests>,
     hypercalls: Arc<Hypercalls>,
     hotplug: Rc<RefCell<Hotplug>>,
+    groups: LimitGroups,
 }
 
 impl ApiHandler for Handler {
@@ -469,6 +473,6 @@ impl ApiHandler for Handler {
     }
 
     fn change_devices(&mut self, change: DeviceChange, reply: Reply) {
-        block::change(&mut self.hotplug.borrow_mut(), change, reply);
+        block::change(&mut self.hotplug.borrow_mut(), &self.groups, change, reply);
     }
 }

@@ -13,7 +13,7 @@ mod store_service;
 #[cfg(test)]
 mod testing;
 
-pub use disks::{StorageError, open_storage, shown};
+pub use disks::{LimitGroups, StorageError, open_storage, shown};
 pub use error::DomainError;
 pub use life_cycle::run;
 pub use registry::{DomainEntry, ImageId, Registry};
