@@ -23,5 +23,7 @@ pub use device::{BlockDevice, DiskConfig};
 pub use disk::{Backing, Counters, Disk};
 pub use image::{DiskImage, ImageError};
 
+#[cfg(test)]
+mod abuse;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -120,7 +120,7 @@ impl Shared {
 pub(super) struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    max_threads: usize,
+    pub(super) max_threads: usize,
 }
 
 impl Pool {

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
@@ -15,14 +15,18 @@ const EVENT: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
 const POOL: u64 = u64::MAX - 2;
 
-/// Threads for what would block.
-const MAX_THREADS: usize = 4;
+/// Threads for what would block, and where everything would.
+const FEW_THREADS: usize = 4;
+const MANY_THREADS: usize = 16;
 /// Operations handed to the kernel in one go.
 const MAX_BATCH: u32 = 128;
-/// From so many operations in the kernel on, one system call waits for several of them.
-const MANY: usize = 8;
-/// How long the first of several may wait for the others.
-const PATIENCE: Duration = Duration::from_micros(50);
+/// From so many operations in the kernel on, one system call waits for most of them.
+const MANY: usize = 24;
+/// How long the first of them may wait for the others.
+const PATIENCE: Duration = Duration::from_millis(1);
+/// A disk that takes longer than this for many operations is slow: it does them at a rate of its own, so that
+/// waiting for all of them costs nothing. A fast one is kept busy by the last of them.
+const SLOW: Duration = Duration::from_micros(250);
 
 /// io_uring on one storage. Needs Linux 6.1.
 ///
@@ -50,6 +54,8 @@ pub struct Uring {
     jobs: Vec<Option<Job>>,
     in_ring: usize,
     in_pool: usize,
+    /// What the last wait for many operations showed.
+    slow: bool,
     /// A poll that the kernel refused.
     failed: Option<i32>,
     /// Operations that could not even be queued.
@@ -82,10 +88,11 @@ impl Uring {
             arm_event: true,
             arm_stop: true,
             arm_pool: true,
-            pool: Pool::new(storage, MAX_THREADS)?,
+            pool: Pool::new(storage, FEW_THREADS)?,
             jobs: vec![None; slots as usize],
             in_ring: 0,
             in_pool: 0,
+            slow: false,
             failed: None,
             refused: Vec::new(),
             nowait: [true; 2],
@@ -131,7 +138,7 @@ impl Uring {
         unsafe { self.push(&poll.build().user_data(token)) }
     }
 
-    fn enter(&self, sleep: Sleep) -> io::Result<()> {
+    fn enter(&mut self, sleep: Sleep) -> io::Result<()> {
         let end = match sleep {
             Sleep::Never => return passed(self.ring.submit()),
             Sleep::For(time) => Some(time),
@@ -140,15 +147,18 @@ impl Uring {
         if self.in_ring >= MANY {
             // Many operations are in the kernel: most of them together make one wake-up, one notification and one
             // batch of new requests. A frontend with so many under way waits for all of them, not for the first.
-            passed(self.wait(self.in_ring - self.in_ring / 4, Some(PATIENCE)))?;
+            let rest = if self.slow { 0 } else { self.in_ring / 4 };
+            let start = Instant::now();
+            passed(self.wait_for(self.in_ring - rest, Some(PATIENCE)))?;
+            self.slow = start.elapsed() > SLOW;
             if !self.is_empty() {
                 return Ok(());
             }
         }
-        passed(self.wait(1, end))
+        passed(self.wait_for(1, end))
     }
 
-    fn wait(&self, count: usize, time: Option<Duration>) -> io::Result<usize> {
+    fn wait_for(&self, count: usize, time: Option<Duration>) -> io::Result<usize> {
         let submitter = self.ring.submitter();
         let Some(time) = time else { return submitter.submit_and_wait(count) };
         submitter.submit_with_args(count, &types::SubmitArgs::new().timespec(&time.into()))
@@ -244,6 +254,7 @@ impl Engine for Uring {
                     (libc::EOPNOTSUPP, Some(job)) => {
                         let [reads, writes] = &mut self.nowait;
                         *(if job.op == Op::Read { reads } else { writes }) = false;
+                        self.pool.max_threads = MANY_THREADS;
                         again.push(job);
                     }
                     _ => done.push(Completion::new(token, entry.result())),
