@@ -21,7 +21,7 @@ mod widened;
 
 pub use device::{BlockDevice, DiskConfig};
 pub use disk::{Backing, Counters, Disk};
-pub use image::{DiskImage, ImageError};
+pub use image::{Access, CacheMode, DiskImage, Format, ImageError, ImageOptions};
 
 #[cfg(test)]
 mod abuse;

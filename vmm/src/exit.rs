@@ -211,6 +211,16 @@ fn disk_status(error: &DiskImageError) -> ExitStatus {
         DiskImageError::NotWritable { .. } | DiskImageError::NotPermitted(_) => ExitStatus::DiskNotPermitted,
         DiskImageError::Locked(_) | DiskImageError::InUseByHost(_) => ExitStatus::DiskInUse,
         DiskImageError::NoLocks { .. } | DiskImageError::Io { .. } => ExitStatus::HostError,
+        DiskImageError::NotShareable { .. } => ExitStatus::Usage,
+        DiskImageError::WrongFormat { .. }
+        | DiskImageError::Unsupported { .. }
+        | DiskImageError::Corrupt { .. }
+        | DiskImageError::MarkedCorrupt(_)
+        | DiskImageError::BackingFormatMissing { .. }
+        | DiskImageError::BackingLoop(_)
+        | DiskImageError::ChainTooLong { .. } => ExitStatus::DiskFormat,
+        DiskImageError::ParentMissing { .. } => ExitStatus::DiskMissing,
+        DiskImageError::Backing { reason, .. } => disk_status(reason),
     }
 }
 

@@ -111,7 +111,7 @@ const TESTS: &[Test] = &[
     Test::new("reload", LARGE, life::reload).limit(900),
     Test::new("xenstore", SMALL, xenstore::xenstore),
     Test::new("foreign-domains", SMALL, isolation::foreign_domains).single(),
-    Test::new("many-vcpus", SMALL, boot::many_vcpus).single().limit(900),
+    Test::new("many-vcpus", SMALL, boot::many_vcpus).single().limit(1000),
     Test::new("much-memory", SMALL, boot::much_memory).single(),
     Test::new("eight-interfaces", SMALL, boot::eight_interfaces).single(),
     Test::new("grub", SMALL, boot::grub).single(),

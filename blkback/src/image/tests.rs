@@ -1,0 +1,143 @@
+//! Opening, locking, and the raw format.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::File;
+
+use super::file::open_error;
+use super::locks::lock_byte;
+use super::*;
+
+fn file(bytes: u64) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(bytes).unwrap();
+    file
+}
+
+#[test]
+fn a_file_of_whole_sectors_is_a_disk() {
+    let file = file(5 * 512);
+    let image = DiskImage::open(file.path(), false).unwrap();
+    assert_eq!((image.size(), image.logical_block(), image.readonly()), (5 * 512, 512, false));
+    assert!(!image.is_block_device());
+}
+
+#[test]
+fn a_missing_file_is_told_with_its_path() {
+    let error = DiskImage::open(Path::new("/nowhere/disk.img"), false).unwrap_err();
+    assert!(matches!(error, ImageError::Missing(_)));
+    assert!(error.to_string().contains("/nowhere/disk.img"), "{error}");
+}
+
+#[test]
+fn a_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = DiskImage::open(dir.path(), true).unwrap_err();
+    assert!(matches!(error, ImageError::Directory(_)), "{error}");
+}
+
+#[test]
+fn a_character_device_is_refused() {
+    let error = DiskImage::open(Path::new("/dev/zero"), true).unwrap_err();
+    assert!(matches!(error, ImageError::NotADisk(_)), "{error}");
+}
+
+#[test]
+fn a_pipe_is_refused_without_waiting_for_its_other_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pipe");
+    let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: a valid C string.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    let error = DiskImage::open(&path, true).unwrap_err();
+    assert!(matches!(error, ImageError::NotADisk(_)), "{error}");
+}
+
+#[test]
+fn an_empty_file_is_refused() {
+    let error = DiskImage::open(file(0).path(), false).unwrap_err();
+    assert!(matches!(error, ImageError::Empty(_)), "{error}");
+}
+
+#[test]
+fn a_piece_of_a_sector_is_refused() {
+    let error = DiskImage::open(file(1000).path(), false).unwrap_err();
+    assert!(matches!(error, ImageError::SizeNotAligned { size: 1000, .. }), "{error}");
+}
+
+#[test]
+fn system_errors_become_their_own_kinds() {
+    let file = file(512);
+    let error = |readonly, errno| open_error(file.path(), readonly, io::Error::from_raw_os_error(errno));
+    assert!(matches!(error(false, libc::EROFS), ImageError::NotWritable { .. }));
+    // The file can be read, so it is the writing that is not permitted.
+    assert!(matches!(error(false, libc::EACCES), ImageError::NotWritable { .. }));
+    assert!(matches!(error(true, libc::EACCES), ImageError::NotPermitted(_)));
+    assert!(matches!(error(false, libc::EBUSY), ImageError::InUseByHost(_)));
+    assert!(matches!(error(false, libc::EIO), ImageError::Io { .. }));
+}
+
+#[test]
+fn one_writer_excludes_everybody_else() {
+    let file = file(512);
+    let writer = DiskImage::open(file.path(), false).unwrap();
+    assert!(matches!(DiskImage::open(file.path(), false), Err(ImageError::Locked(_))));
+    assert!(matches!(DiskImage::open(file.path(), true), Err(ImageError::Locked(_))));
+    drop(writer);
+    assert!(DiskImage::open(file.path(), false).is_ok());
+}
+
+#[test]
+fn readers_share_and_exclude_a_writer() {
+    let file = file(512);
+    let _readers = [DiskImage::open(file.path(), true).unwrap(), DiskImage::open(file.path(), true).unwrap()];
+    assert!(matches!(DiskImage::open(file.path(), false), Err(ImageError::Locked(_))));
+}
+
+/// Somebody else's lock on one byte.
+fn foreign_lock(file: &tempfile::NamedTempFile, byte: i64) -> File {
+    let other = File::open(file.path()).unwrap();
+    lock_byte(&other, libc::F_OFD_SETLK, libc::F_RDLCK, byte).unwrap();
+    other
+}
+
+#[test]
+fn the_bytes_that_qemu_locks_are_respected() {
+    // Byte, and whether a reader and a writer may have the image all the same.
+    let cases = [
+        (100, true, true),   // reads
+        (101, false, false), // writes
+        (103, false, false), // resizes
+        (200, false, false), // lets nobody read
+        (201, true, false),  // lets nobody write
+        (203, true, true),   // lets nobody resize
+    ];
+    for (byte, reader, writer) in cases {
+        let file = file(512);
+        let _other = foreign_lock(&file, byte);
+        assert_eq!(DiskImage::open(file.path(), true).is_ok(), reader, "reader, byte {byte}");
+        assert_eq!(DiskImage::open(file.path(), false).is_ok(), writer, "writer, byte {byte}");
+    }
+}
+
+#[test]
+fn the_bytes_that_qemu_asks_for_are_locked() {
+    for (readonly, expected) in [(true, &[100, 201, 203][..]), (false, &[100, 101, 201, 203])] {
+        let file = file(512);
+        let _image = DiskImage::open(file.path(), readonly).unwrap();
+        let other = File::open(file.path()).unwrap();
+        let locked = |byte: &i64| {
+            let lock = lock_byte(&other, libc::F_OFD_GETLK, libc::F_WRLCK, *byte).unwrap();
+            i32::from(lock.l_type) != libc::F_UNLCK
+        };
+        let locked: Vec<i64> = (0..300).filter(locked).collect();
+        assert_eq!(locked, expected, "readonly: {readonly}");
+    }
+}
+
+#[test]
+fn current_size_follows_the_file() {
+    let file = file(512);
+    let image = DiskImage::open(file.path(), true).unwrap();
+    file.as_file().set_len(2048).unwrap();
+    assert_eq!((image.size(), image.current_size().unwrap()), (512, 2048));
+}
