@@ -250,11 +250,11 @@ impl BackendDevice for BlockDevice {
         self.config.virtual_device
     }
 
+    /// A CD-ROM is called a disk here, too: Linux's blkfront leaves a `device-type` of "cdrom" to the emulated
+    /// drive in every guest with hardware virtualisation, and PVH guests count as such but have none. What it
+    /// is the guest learns from `info`.
     fn frontend_keys(&self) -> Keys {
-        keys([
-            ("virtual-device", self.config.virtual_device.to_string()),
-            ("device-type", self.device_type().into()),
-        ])
+        keys([("virtual-device", self.config.virtual_device.to_string()), ("device-type", "disk".into())])
     }
 
     /// blkfront reads the number of queues and the size of the ring before it writes its own keys; the rest of
@@ -631,9 +631,9 @@ mod tests {
             front.guest.send(front.port);
             device.disconnect();
             wait_stopped(&mut device);
-            // Taken or not: what was taken is answered.
+            // Taken or not: each is answered.
             let answered = std::iter::from_fn(|| front.take()).count();
-            assert!(answered <= sent);
+            assert_eq!(answered, sent);
             for (_, gref) in &pages {
                 assert_eq!(front.guest.grant_flags(*gref), 1);
             }
@@ -874,7 +874,7 @@ mod tests {
         let file = image(16);
         let config = DiskConfig { cdrom: true, removable: true, readonly: true, ..config(false) };
         let mut device = BlockDevice::new(config, DiskImage::open(file.path(), true).unwrap());
-        assert_eq!(value(&device.frontend_keys(), "device-type").unwrap(), "cdrom");
+        assert_eq!(value(&device.frontend_keys(), "device-type").unwrap(), "disk");
         assert_eq!(value(&device.backend_keys(), "device-type").unwrap(), "cdrom");
         assert_eq!(value(&device.backend_keys(), "removable").unwrap(), "1");
         let keys = Front::new(Protocol::X86_64).connect(&mut device);

@@ -517,6 +517,12 @@ impl Fields {
 }
 
 impl Request {
+    /// The response to a request that is refused whatever it asks for.
+    pub fn refusal(entry: &RawEntry, protocol: Protocol) -> Response {
+        let fields = Fields::new(entry, protocol);
+        Response { id: fields.id, opcode: fields.opcode(), status: Status::Error }
+    }
+
     /// Checks the copy of a ring entry. Total: every content is a request or a rejection.
     ///
     /// `segments` becomes the memory of the request's transfer: 1 to 256 parts of pages, in the order of the

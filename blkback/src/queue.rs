@@ -159,11 +159,27 @@ impl<E: Engine> Queue<E> {
         &self.engine
     }
 
-    /// No more requests are taken, and writes that found no room fail: nobody may be left to make some.
+    /// No more requests are taken, and writes that found no room fail: nobody may be left to make some. What the
+    /// frontend sent before, and a limit or a barrier kept in the ring, is refused: Linux waits for every answer
+    /// before it lets go of a disk, and with that for ever.
     fn stop(&mut self) {
-        self.stopping = true;
+        if !std::mem::replace(&mut self.stopping, true) && !self.broken {
+            self.refuse_rest();
+        }
         for token in std::mem::take(&mut self.held) {
             self.complete(Completion { token, result: Err(libc::ENOSPC) });
+        }
+    }
+
+    /// Refuses what is in the ring now, with one look at it: a frontend that goes on sending is not heard.
+    fn refuse_rest(&mut self) {
+        let mut entry: RawEntry = [0; size_of::<RawEntry>()];
+        for _ in 0..self.ring.pending().unwrap_or(0) {
+            if !self.ring.next_request(&mut entry).unwrap_or(false) {
+                return;
+            }
+            count(&self.disk.counters().requests);
+            self.respond(Request::refusal(&entry, self.protocol));
         }
     }
 
@@ -1009,6 +1025,29 @@ mod tests {
         queue.pass();
         let order: Vec<_> = std::iter::from_fn(|| front.take()).map(|r| r.0).collect();
         assert_eq!(order, ids[1..]);
+    }
+
+    #[test]
+    fn what_a_limit_keeps_in_the_ring_is_refused_when_the_queue_stops() {
+        for protocol in [Protocol::X86_64, Protocol::X86_32] {
+            let (memory, disk) = memory(64, |config| config.iops = Some(1));
+            let mut front = Front::new(protocol);
+            let (queue, wake) = front.queue_with_stop(&disk);
+            let stop = AtomicBool::new(false);
+            let (_, gref) = front.guest.granted_page();
+            let ids: Vec<_> = (0..32).map(|sector| front.put(READ, sector, &[whole(gref)])).collect();
+            front.publish();
+            std::thread::scope(|scope| {
+                scope.spawn(|| queue.run(&stop));
+                wait_until("nothing was served", || !memory.log.lock().unwrap().is_empty());
+                stop.store(true, SeqCst);
+                wake.write(1).unwrap();
+            });
+            let answers: Vec<_> = std::iter::from_fn(|| front.take()).collect();
+            assert_eq!(answers.iter().map(|answer| answer.0).collect::<Vec<_>>(), ids);
+            assert!(answers.iter().any(|answer| answer.2 == -1), "the limit did not hold");
+            assert_eq!(front.guest.grant_flags(gref), 1);
+        }
     }
 
     #[test]

@@ -251,8 +251,8 @@ pub struct Xenbus {
     slots: Vec<Slot>,
     /// Gone, and not yet taken by [`Xenbus::take_removed`].
     removed: Vec<Removed>,
-    /// Backend directories of devices that were taken by force; see [`Xenbus::sweep`].
-    left: Vec<String>,
+    /// Devices that are gone, and their backend's directories; see [`Xenbus::sweep`].
+    left: Vec<(DeviceId, String)>,
 }
 
 impl fmt::Debug for Xenbus {
@@ -287,7 +287,7 @@ impl Xenbus {
         // What a device before it left there, or what the guest wrote there since.
         store.remove(&frontend);
         store.remove(&backend);
-        self.left.retain(|left| *left != backend);
+        self.left.retain(|(left, _)| *left != id);
         let slot = Slot {
             device,
             frontend: frontend.clone(),
@@ -381,18 +381,26 @@ impl Xenbus {
         std::mem::take(&mut self.removed)
     }
 
-    /// Removes the backend directories of devices that were taken by force, when the guest's driver has let go
-    /// of them: `watched` says whether the guest watches anything below a path. Until then the driver must read
-    /// Closed there. A driver that finds no state does nothing, and Linux would go on to write what its page
-    /// cache has for the disk, to a ring that nobody serves.
-    pub fn sweep<S: Store>(&mut self, store: &mut S, watched: impl Fn(&S, &str) -> bool) {
-        self.left.retain(|backend| {
+    /// Removes the backend directories of devices that are gone, when the guest's driver has let go of them:
+    /// `watched` says whether the guest watches anything below a path. True: there were some. Until then the
+    /// driver must read Closed there. A driver that finds no state does nothing, and Linux would go on to write
+    /// what its page cache has for the disk, to a ring that nobody serves.
+    pub fn sweep<S: Store>(&mut self, store: &mut S, watched: impl Fn(&S, &str) -> bool) -> bool {
+        let before = self.left.len();
+        self.left.retain(|(_, backend)| {
             let keep = watched(store, backend);
             if !keep {
                 store.remove(backend);
             }
             keep
         });
+        self.left.len() < before
+    }
+
+    /// Whether the guest's driver still holds on to a device that is gone. Linux would not notice if another one
+    /// came in its place now: it looks whether there is a directory, and there is one again.
+    pub fn is_leaving(&self, id: DeviceId) -> bool {
+        self.left.iter().any(|(left, _)| *left == id)
     }
 
     /// Stops all queues, when the domain ends. [`Xenbus::all_stopped`] tells when they have.
@@ -425,12 +433,8 @@ impl Xenbus {
         for slot in self.slots.extract_if(.., gone) {
             store.remove(&slot.error_directory());
             store.remove(&slot.frontend);
-            if slot.forced {
-                self.left.push(slot.backend);
-            } else {
-                store.remove(&slot.backend);
-            }
             let id = DeviceId::of(&*slot.device);
+            self.left.push((id, slot.backend));
             self.removed.push(Removed { id, frontend: slot.frontend, device: slot.device });
         }
     }

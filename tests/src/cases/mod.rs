@@ -12,6 +12,7 @@ use crate::{Result, check, fail};
 pub mod boot;
 mod cost;
 mod disk;
+mod hotplug;
 pub mod isolation;
 mod life;
 pub mod net;
@@ -101,6 +102,8 @@ const TESTS: &[Test] = &[
     Test::new("disks", OLD, disk::disks),
     Test::new("file-system", SMALL, disk::file_system),
     Test::new("resize", SMALL, disk::resize).single(),
+    Test::new("hotplug", LARGE, hotplug::hotplug).limit(900),
+    Test::new("media", OLD, hotplug::media),
     Test::new("net", OLD_LARGE, net::net),
     Test::new("three-guests", SMALL, net::three_guests),
     Test::new("reboot", SMALL, life::reboot),

@@ -8,10 +8,11 @@ use blkback::BlockDevice;
 use devices::xen::xenbus::DeviceId;
 use serde_json::{Value, json};
 
+use super::Registry;
+use super::disks::{self, LimitGroups};
 use super::hotplug::{Arrival, Departure, Describe, Hotplug, Open, Opened, no_such_device};
 use super::life_cycle::open_images;
 use super::preflight::prepare_disk;
-use super::{LimitGroups, Registry, disks};
 use crate::api::{BlockAttach, BlockDetach, CdInsert, DeviceChange, Reply};
 use crate::config::{DiskConfig, DiskSource, DiskSpec, DomainConfig, Problem, Vdev};
 use crate::exit::{ExitStatus, Failure};
@@ -78,8 +79,8 @@ fn arrival(
     here: Option<PathBuf>,
     answer: Value,
 ) -> Arrival {
-    let (id, name, config) = (device_id(disk.vdev), disk.vdev.to_string(), config.clone());
-    let groups = groups.clone();
+    let (id, name) = (device_id(disk.vdev), disk.vdev.to_string());
+    let (groups, config) = (groups.clone(), config.clone());
     let open: Open = Box::new(move || open(&groups, config, disk, here.as_deref()));
     Arrival { id, name, open, answer }
 }
@@ -122,15 +123,11 @@ fn find<'a>(config: &'a DomainConfig, name: &str) -> Result<&'a DiskConfig, Fail
     config.disks.iter().find(|disk| disk.vdev == vdev).ok_or_else(|| no_such_device(name))
 }
 
-fn is_empty(disk: &DiskConfig) -> bool {
-    matches!(disk.source, DiskSource::Empty {})
-}
-
 fn detach(config: &DomainConfig, request: &BlockDetach) -> Result<Plan, Failure> {
     let disk = find(config, &request.vdev)?;
     let vdev = disk.vdev;
     let describe = Box::new(move |config: &mut DomainConfig| config.disks.retain(|disk| disk.vdev != vdev));
-    if is_empty(disk) {
+    if !disk.has_medium() {
         return Ok(Plan::Describe(describe));
     }
     Ok(Plan::Detach(departure(vdev, request.force, request.timeout, describe)))
@@ -146,13 +143,13 @@ fn departure(vdev: Vdev, force: bool, timeout: Option<Duration>, describe: Descr
 fn insert(groups: &LimitGroups, config: &DomainConfig, request: CdInsert) -> Result<Plan, Failure> {
     let drive = cdrom(config, &request.vdev)?;
     let medium = DiskConfig { source: DiskSource::Path(request.file), ..drive.clone() };
-    let before = (!is_empty(drive)).then(|| ejection(drive.vdev, request.force, request.timeout));
+    let before = drive.has_medium().then(|| ejection(drive.vdev, request.force, request.timeout));
     Ok(Plan::Attach(arrival(groups, config, medium, request.directory, Value::Null), before))
 }
 
 fn eject(config: &DomainConfig, request: &BlockDetach) -> Result<Plan, Failure> {
     let drive = cdrom(config, &request.vdev)?;
-    if is_empty(drive) {
+    if !drive.has_medium() {
         return Ok(Plan::Describe(Box::new(|_| {})));
     }
     Ok(Plan::Detach(ejection(drive.vdev, request.force, request.timeout)))

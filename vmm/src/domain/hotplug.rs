@@ -25,6 +25,8 @@ use crate::api::Reply;
 use crate::config::DomainConfig;
 use crate::exit::{ExitStatus, Failure};
 
+/// How long the guest may take to let go of a device that is gone, until the client is told that it is.
+const LEAVE: Duration = Duration::from_secs(10);
 /// How long a device that was taken by force may have I/O in flight until its client is told that it has.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -97,6 +99,8 @@ struct Removal {
     name: String,
     describe: Option<Describe>,
     waiters: Vec<Waiter>,
+    /// Closed on the host: until then the guest's driver may hold on to it.
+    closed: Option<Instant>,
 }
 
 /// What a thread has done.
@@ -191,7 +195,9 @@ impl Hotplug {
 
     /// Whether the device is on its way in or out.
     fn is_changing(&self, id: DeviceId) -> bool {
-        self.openings.iter().any(|opening| opening.id == id) || self.removals.iter().any(|r| r.id == id)
+        self.openings.iter().any(|opening| opening.id == id)
+            || self.removals.iter().any(|removal| removal.id == id)
+            || self.store.borrow().xenbus().is_leaving(id)
     }
 
     /// Why the place is not free.
@@ -240,7 +246,13 @@ impl Hotplug {
             Some(index) => index,
             None if self.store.borrow_mut().request_removal(id) => {
                 tracing::info!(device = %id, name, "asking the guest to let go of a device");
-                self.removals.push(Removal { id, name, describe: Some(describe), waiters: Vec::new() });
+                self.removals.push(Removal {
+                    id,
+                    name,
+                    describe: Some(describe),
+                    waiters: Vec::new(),
+                    closed: None,
+                });
                 self.removals.len() - 1
             }
             None => {
@@ -262,7 +274,7 @@ impl Hotplug {
         for outcome in self.workers.take() {
             match outcome {
                 Outcome::Opened(number, result) => self.opened(number, result),
-                Outcome::Closed(id) => self.closed(id),
+                Outcome::Closed(id) => self.closed(id, now),
             }
         }
         self.expire(now);
@@ -271,6 +283,7 @@ impl Hotplug {
         for removed in removed {
             self.removed(removed);
         }
+        self.finish_removals(now);
         self.set_timer(now);
     }
 
@@ -319,17 +332,32 @@ impl Hotplug {
         self.workers.close(Some(removed.id), removed.device);
     }
 
-    /// A device is closed: who waits for that hears of it, and its successor comes.
-    fn closed(&mut self, id: Option<DeviceId>) {
+    /// A device is closed.
+    fn closed(&mut self, id: Option<DeviceId>, now: Instant) {
         self.workers.closing = self.workers.closing.saturating_sub(1);
-        let index = self.removals.iter().position(|removal| Some(removal.id) == id);
-        let Some(removal) = index.map(|index| self.removals.swap_remove(index)) else { return };
-        for waiter in removal.waiters {
+        if let Some(removal) = self.removals.iter_mut().find(|removal| Some(removal.id) == id) {
+            removal.closed = Some(now + LEAVE);
+        }
+    }
+
+    /// What is closed, and the guest has let go of, is gone: who waits for that hears of it, and its successor
+    /// comes.
+    fn finish_removals(&mut self, now: Instant) {
+        let store = Rc::clone(&self.store);
+        let done = |removal: &mut Removal| {
+            removal
+                .closed
+                .is_some_and(|limit| limit <= now || !store.borrow().xenbus().is_leaving(removal.id))
+        };
+        let done: Vec<Removal> = self.removals.extract_if(.., done).collect();
+        for waiter in done.into_iter().flat_map(|removal| removal.waiters) {
             match waiter.then {
                 Some(successor) => self.offer(successor, waiter.reply),
                 None => waiter.reply.send(Ok(Value::Null)),
             }
         }
+        // What was offered just now is to be seen.
+        self.store.borrow_mut().pump();
     }
 
     /// Looks for clients that have waited long enough.
@@ -409,7 +437,8 @@ impl Hotplug {
     /// Wakes up when the next client has waited long enough.
     fn set_timer(&mut self, now: Instant) {
         let waiting = self.removals.iter().filter(|removal| removal.describe.is_some());
-        let next = waiting.flat_map(|removal| &removal.waiters).map(|waiter| waiter.deadline).min();
+        let deadlines = waiting.flat_map(|removal| &removal.waiters).map(|waiter| waiter.deadline);
+        let next = deadlines.chain(self.removals.iter().filter_map(|removal| removal.closed)).min();
         // Zero would switch the timer off.
         let left = next.map(|next| next.saturating_duration_since(now).max(Duration::from_millis(1)));
         let set = match left {
@@ -748,6 +777,57 @@ mod tests {
         domain.front(ID, &["3"]);
         assert!(after.lock().unwrap().connected);
         assert_eq!(domain.described().cmdline, "-+");
+    }
+
+    #[test]
+    fn a_place_is_free_when_the_driver_has_let_go_of_it() {
+        let (mut domain, record) = connected(ID);
+        domain.watch(ID, true);
+        detach(&mut domain, ID, LONG, false);
+        domain.front(ID, &["6"]);
+        while !record.lock().unwrap().closed {
+            domain.waits();
+        }
+        // The guest's xenbus has not looked yet: a new device would be taken for the old one.
+        assert!(domain.node(Side::Front, ID, "state").is_none());
+        domain.waits();
+        attach(&mut domain, ID, None);
+        refused(&mut domain, ExitStatus::DeviceBusy);
+        domain.watch(ID, false);
+        assert_eq!(domain.answer().0, 204);
+        attach(&mut domain, ID, None);
+        assert_eq!(domain.answer().0, 200);
+    }
+
+    #[test]
+    fn a_driver_that_never_lets_go_keeps_nobody_waiting() {
+        let (mut domain, record) = connected(ID);
+        domain.watch(ID, true);
+        detach(&mut domain, ID, Duration::ZERO, true);
+        while !record.lock().unwrap().closed {
+            domain.waits();
+        }
+        domain.run();
+        domain.run_after(LONG);
+        assert_eq!(domain.answer().0, 204);
+        attach(&mut domain, ID, None);
+        refused(&mut domain, ExitStatus::DeviceBusy);
+    }
+
+    #[test]
+    fn a_successor_waits_for_the_driver_of_the_one_before() {
+        let (mut domain, _) = connected(ID);
+        domain.watch(ID, true);
+        let after = attach(&mut domain, ID, Some(departure(ID, Duration::ZERO, true)));
+        while domain.node(Side::Back, ID, "state").unwrap() != "6" {
+            domain.waits();
+        }
+        domain.waits();
+        assert!(domain.node(Side::Front, ID, "state").is_none());
+        domain.watch(ID, false);
+        assert_eq!(domain.answer().0, 200);
+        domain.front(ID, &["3"]);
+        assert!(after.lock().unwrap().connected);
     }
 
     #[test]

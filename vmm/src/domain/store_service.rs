@@ -140,7 +140,8 @@ impl StoreService {
         self.xenbus.removal_overdue(&mut Dom0(&mut self.store), id)
     }
 
-    /// Written when [`StoreService::take_removed`] has something.
+    /// Written when [`StoreService::take_removed`] has something, or the guest has let go of what is gone
+    /// ([`Xenbus::is_leaving`]).
     pub(super) fn removed_event(&self) -> &Rc<EventFd> {
         &self.removed_event
     }
@@ -191,7 +192,10 @@ impl StoreService {
                 let _ = self.channel.event().write(1);
             }
             let domid = self.domid;
-            self.xenbus.sweep(&mut Dom0(&mut self.store), |store, path| store.0.is_watched(domid, path));
+            let watched = |store: &Dom0, path: &str| store.0.is_watched(domid, path);
+            if self.xenbus.sweep(&mut Dom0(&mut self.store), watched) {
+                let _ = self.removed_event.write(1);
+            }
             if let Err(error) = self.sockets.flush(&mut self.store) {
                 tracing::warn!(%error, "a client of xenstore cannot be served");
             }

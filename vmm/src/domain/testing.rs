@@ -12,6 +12,7 @@ use devices::memory::SharedPages;
 use devices::testing::FakeGuest;
 use devices::xen::DomId;
 use devices::xen::xenbus::{BackendDevice, ConnectError, DeviceId, DomainHandle, FrontendKeys, Keys};
+use devices::xen::xenstore::ConnId;
 use serde_json::Value;
 
 use super::hotplug::{Hotplug, Opened};
@@ -73,6 +74,7 @@ pub(super) struct TestDomain {
     pub(super) dir: tempfile::TempDir,
     pub(super) folder: Rc<RefCell<DomainDir>>,
     store: SharedStore,
+    guest: ConnId,
     _guest: FakeGuest,
 }
 
@@ -92,9 +94,18 @@ impl TestDomain {
         let socket = folder.xenstored_socket();
         let store = StoreService::new(DomId(1), &special, 1, channel, &socket, guest.domain.clone()).unwrap();
         let store = Rc::new(RefCell::new(store));
+        let connection = store.borrow_mut().store().add_connection(DomId(1));
         let folder = Rc::new(RefCell::new(folder));
         let hotplug = Hotplug::new(Rc::clone(&store), Rc::clone(&folder)).unwrap();
-        TestDomain { hotplug, outbox: Outbox::new().unwrap(), dir, folder, store, _guest: guest }
+        TestDomain {
+            hotplug,
+            outbox: Outbox::new().unwrap(),
+            dir,
+            folder,
+            store,
+            guest: connection,
+            _guest: guest,
+        }
     }
 
     /// Disks that the description has from the start, without their devices. Paths are relative to its folder.
@@ -127,6 +138,18 @@ impl TestDomain {
     /// A node of the frontend's or the backend's directory.
     pub(super) fn node(&self, side: Side, id: DeviceId, key: &str) -> Option<String> {
         self.store.borrow_mut().store().read_str(&side.path(id, key))
+    }
+
+    /// The guest's driver begins or ends to watch the backend's state.
+    pub(super) fn watch(&mut self, id: DeviceId, watch: bool) {
+        let path = Side::Back.path(id, "state");
+        let mut service = self.store.borrow_mut();
+        let store = service.store();
+        if watch {
+            store.watch(self.guest, &path, "t").unwrap();
+        } else {
+            store.unwatch(self.guest, &path, "t").unwrap();
+        }
     }
 
     /// The frontend goes through these states.

@@ -131,7 +131,8 @@ impl Bench {
             return false;
         };
         assert!((removed.id, &*removed.frontend) == (ID, FRONT) && !self.xenbus.contains(ID));
-        self.xenbus.sweep(&mut self.store, |_, _| false);
+        assert!(self.xenbus.is_leaving(ID));
+        assert!(self.xenbus.sweep(&mut self.store, |_, _| false) && !self.xenbus.is_leaving(ID));
         assert!(self.store.0.is_empty(), "{:?}", self.store.0);
         true
     }
@@ -423,15 +424,23 @@ fn nothing_goes_while_pages_are_in_use() {
 }
 
 #[test]
-fn a_driver_that_was_not_asked_finds_the_backend_closed_until_it_lets_go() {
-    let mut bench = connected();
-    bench.force();
-    assert!(!bench.xenbus.contains(ID));
-    assert!(!bench.store.0.keys().any(|key| key.starts_with(FRONT)));
-    bench.xenbus.sweep(&mut bench.store, |_, path| path == BACK);
-    assert_eq!(bench.back(), "6");
-    bench.xenbus.sweep(&mut bench.store, |_, _| false);
-    assert!(bench.store.0.is_empty());
+fn a_driver_finds_the_backend_closed_until_it_lets_go() {
+    for force in [false, true] {
+        let mut bench = connected();
+        if force {
+            bench.force();
+        } else {
+            bench.request();
+            bench.front("6");
+        }
+        assert!(!bench.xenbus.contains(ID));
+        assert!(!bench.store.0.keys().any(|key| key.starts_with(FRONT)));
+        assert!(!bench.xenbus.sweep(&mut bench.store, |_, path| path == BACK));
+        assert_eq!(bench.back(), "6");
+        assert!(bench.xenbus.is_leaving(ID));
+        assert!(bench.xenbus.sweep(&mut bench.store, |_, _| false));
+        assert!(bench.store.0.is_empty() && !bench.xenbus.is_leaving(ID));
+    }
 }
 
 #[test]
