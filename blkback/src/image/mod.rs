@@ -173,6 +173,11 @@ impl DiskImage {
         self.traits().physical_block
     }
 
+    #[cfg(test)]
+    fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// What direct I/O demands; `None`: I/O goes through the page cache and demands nothing.
     pub fn direct(&self) -> Option<DirectIo> {
         self.node.file().direct()
@@ -275,5 +280,7 @@ impl Node {
     }
 }
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
