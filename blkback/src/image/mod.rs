@@ -10,6 +10,7 @@ mod locks;
 mod pieces;
 mod qcow2;
 mod raw;
+mod vhd;
 
 use std::fmt;
 use std::io;
@@ -22,6 +23,7 @@ use self::file::{Identity, ImageFile};
 use self::pieces::Pieces;
 use self::qcow2::Qcow2;
 use self::raw::Raw;
+use self::vhd::Vhd;
 use crate::engine::IoVec;
 use crate::storage::{Storage, Traits};
 
@@ -173,6 +175,11 @@ impl DiskImage {
         self.traits().physical_block
     }
 
+    #[cfg(test)]
+    fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// What direct I/O demands; `None`: I/O goes through the page cache and demands nothing.
     pub fn direct(&self) -> Option<DirectIo> {
         self.node.file().direct()
@@ -222,6 +229,7 @@ impl AsRawFd for DiskImage {
 enum Node {
     Raw(Raw),
     Qcow2(Box<Qcow2>),
+    Vhd(Box<Vhd>),
 }
 
 impl Node {
@@ -238,11 +246,7 @@ impl Node {
         match options.format {
             Format::Raw => Raw::new(file).map(Self::Raw),
             Format::Qcow2 => Qcow2::open(file, options, seen).map(|image| Self::Qcow2(Box::new(image))),
-            Format::Vhd => Err(ImageError::Unsupported {
-                path: options.path.clone(),
-                what: "is a VHD".into(),
-                way_out: "convert it with `qemu-img convert -O qcow2`".into(),
-            }),
+            Format::Vhd => vhd::open(file, options, seen),
         }
     }
 
@@ -250,6 +254,7 @@ impl Node {
         match self {
             Self::Raw(raw) => &raw.file,
             Self::Qcow2(image) => &image.file,
+            Self::Vhd(image) => &image.file,
         }
     }
 
@@ -257,6 +262,7 @@ impl Node {
         match self {
             Self::Raw(raw) => raw,
             Self::Qcow2(image) => image.as_ref(),
+            Self::Vhd(image) => image.as_ref(),
         }
     }
 
@@ -270,10 +276,13 @@ impl Node {
             match self {
                 Self::Raw(raw) => raw.read_pieces(pieces, offset),
                 Self::Qcow2(image) => image.read_pieces(pieces, offset),
+                Self::Vhd(image) => image.read_pieces(pieces, offset),
             }
         }
     }
 }
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

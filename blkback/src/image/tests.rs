@@ -1,5 +1,5 @@
 //! Opening, locking, and the raw format.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 use std::fs::File;
 
@@ -140,4 +140,98 @@ fn current_size_follows_the_file() {
     let image = DiskImage::open(file.path(), true).unwrap();
     file.as_file().set_len(2048).unwrap();
     assert_eq!((image.size(), image.current_size().unwrap()), (512, 2048));
+}
+
+fn with(path: &Path, format: Format, access: Access) -> Result<DiskImage, ImageError> {
+    let (path, cache) = (path.to_owned(), CacheMode::Writeback);
+    DiskImage::open_with(&ImageOptions { path, format, access, cache })
+}
+
+#[test]
+fn shared_writers_go_together_and_with_nobody_else() {
+    let file = file(512);
+    let open = |access| with(file.path(), Format::Raw, access);
+    let shared = [open(Access::Shared).unwrap(), open(Access::Shared).unwrap()];
+    for access in [Access::Exclusive, Access::ReadOnly] {
+        assert!(matches!(open(access), Err(ImageError::Locked(_))), "{access:?}");
+    }
+    drop(shared);
+    for access in [Access::Exclusive, Access::ReadOnly] {
+        let _other = open(access).unwrap();
+        assert!(matches!(open(Access::Shared), Err(ImageError::Locked(_))), "{access:?}");
+    }
+}
+
+#[test]
+fn the_bytes_of_a_shared_writer_and_of_a_growing_image_are_those_of_qemu() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    testing::qemu_img(&format!("create -q -f qcow2 {} 1M", path.display()));
+    // Whole sectors, so that it is a raw image too.
+    std::fs::OpenOptions::new().append(true).open(&path).unwrap().set_len(1 << 20).unwrap();
+    for (format, access, expected) in [
+        (Format::Raw, Access::Shared, &[100, 101, 203][..]),
+        (Format::Qcow2, Access::Exclusive, &[100, 101, 103, 201, 203]),
+        (Format::Qcow2, Access::ReadOnly, &[100, 201, 203]),
+    ] {
+        let _image = with(&path, format, access).unwrap();
+        let locked: Vec<i64> = (0..300).filter(|byte| testing::is_locked(&path, *byte)).collect();
+        assert_eq!(locked, expected, "{format} {access:?}");
+    }
+}
+
+#[test]
+fn the_content_does_not_choose_the_format() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    testing::qemu_img(&format!("create -q -f qcow2 {} 1M", path.display()));
+    std::fs::OpenOptions::new().append(true).open(&path).unwrap().set_len(1 << 20).unwrap();
+    let raw = with(&path, Format::Raw, Access::Exclusive).unwrap();
+    assert_eq!(raw.size(), 1 << 20);
+    assert_eq!(testing::read(&raw, 0, 4).unwrap(), b"QFI\xfb");
+    drop(raw);
+    let error = with(&path, Format::Vhd, Access::Exclusive).unwrap_err();
+    assert!(matches!(error, ImageError::WrongFormat { .. }), "{error}");
+}
+
+#[test]
+fn a_raw_discard_punches_a_hole() {
+    use std::os::unix::fs::MetadataExt;
+    let file = file(1 << 20);
+    let image = with(file.path(), Format::Raw, Access::Exclusive).unwrap();
+    testing::write(&image, 0, &[7; 1 << 20]).unwrap();
+    image.flush().unwrap();
+    image.discard(4096, 512 << 10).unwrap();
+    assert!(file.as_file().metadata().unwrap().blocks() * 512 <= (1 << 20) - (512 << 10) + 8192);
+    assert_eq!(testing::read(&image, 4096, 8192).unwrap(), [0; 8192]);
+    assert_eq!(testing::read(&image, 0, 4096).unwrap(), [7; 4096]);
+}
+
+#[test]
+fn what_is_misaligned_for_direct_io_is_written_whole() {
+    // In the target folder: a file system of memory has no direct I/O.
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, vec![0x11; 1 << 20]).unwrap();
+    let options = ImageOptions {
+        path: path.clone(),
+        format: Format::Raw,
+        access: Access::Exclusive,
+        cache: CacheMode::None,
+    };
+    let file = ImageFile::open(&options, &mut Vec::new()).unwrap();
+    let mut model = vec![0x11; 1 << 20];
+    for (at, len) in [(0, 1), (511, 2), (4095, 4098), (100, 600_000), (4096, 4096), (700_001, 299_999)] {
+        let bytes = vec![at as u8 ^ 0x5a; len];
+        file.write(&bytes, at as u64).unwrap();
+        model[at..at + len].copy_from_slice(&bytes);
+        let mut got = vec![0; len + 2];
+        let from = at.saturating_sub(1);
+        file.read(&mut got, from as u64).unwrap();
+        assert!(got == model[from..from + len + 2], "{at}, {len}");
+    }
+    assert!(std::fs::read(&path).unwrap() == model);
+    let mut beyond = [1; 100];
+    file.read(&mut beyond, (1 << 20) - 50).unwrap();
+    assert_eq!(beyond[50..], [0; 50]);
 }

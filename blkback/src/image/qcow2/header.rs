@@ -72,7 +72,6 @@ pub(super) struct Header {
     pub(super) snapshots: u32,
     pub(super) snapshots_offset: u64,
     pub(super) incompatible: u64,
-    pub(super) autoclear: u64,
     pub(super) compression: Compression,
     pub(super) backing: Option<Backing>,
 }
@@ -120,7 +119,7 @@ impl Header {
         if v3 && (header_length < V3_LENGTH || u64::from(header_length) > cluster) {
             return Err(corrupt(format!("a header of {header_length} bytes")));
         }
-        let (incompatible, autoclear) = if v3 { (be64(bytes, 72), be64(bytes, 88)) } else { (0, 0) };
+        let incompatible = if v3 { be64(bytes, 72) } else { 0 };
         let compression = if header_length > V3_LENGTH { bytes.get(104).copied().unwrap_or(0) } else { 0 };
         let compression = check_features(incompatible, compression)?;
         let refcount_order = if v3 { be32(bytes, 96) } else { 4 };
@@ -139,7 +138,6 @@ impl Header {
             snapshots: be32(bytes, 60),
             snapshots_offset: be64(bytes, 64),
             incompatible,
-            autoclear,
             compression,
             backing: backing(bytes, header_length, cluster)?,
         };

@@ -891,3 +891,6 @@ impl Storage for Qcow2 {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

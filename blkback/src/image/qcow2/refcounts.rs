@@ -103,6 +103,11 @@ impl Refcounts {
         self.end
     }
 
+    #[cfg(test)]
+    pub(super) fn set_end_for_test(&mut self, end: u64) {
+        self.end = end;
+    }
+
     /// The offsets of the blocks.
     pub(super) fn table(&self) -> &[u64] {
         &self.table
