@@ -19,8 +19,9 @@ pub const FORMATS: [(&str, &str, &str); 7] = [
     ("zstd", "zstd", "zstd -q -1 -c $1 > $2"),
 ];
 
-/// Offsets in a bzImage: sectors of the setup code, payload's offset after them, its length.
+/// Offsets in a bzImage: sectors of the setup code, the size of what follows them, payload's offset there, its length.
 const SETUP_SECTORS: usize = 0x1f1;
+const SYSTEM_SIZE: usize = 0x1f4;
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
 
@@ -66,6 +67,9 @@ pub fn build(cache: &Cache) -> Result<PathBuf> {
         packed.splice(PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4, length);
         packed.extend(payload);
         packed.resize(packed.len().next_multiple_of(16), 0);
+        // The size of all after the setup code, in units of 16 bytes.
+        let size = u32::try_from((packed.len() - setup) / 16)?.to_le_bytes();
+        packed.splice(SYSTEM_SIZE..SYSTEM_SIZE + 4, size);
         fs::write(folder.join(name), packed)?;
     }
     fs::remove_file(folder.join("packed"))?;
