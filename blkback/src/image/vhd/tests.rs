@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::layout::{HEADER, checksum};
+use super::layout::{HEADER_BYTES, be32, checksum};
 use super::*;
 use crate::image::testing::open;
 use crate::image::testing::*;
@@ -88,7 +88,7 @@ fn differencing(parent: &Path, path: &Path, size: u64, block: u32) {
     let name = parent.file_name().unwrap().to_str().unwrap();
     let entries = size.div_ceil(block.into()) as u32;
     let table = (u64::from(entries) * 4).next_multiple_of(512);
-    let mut header = vec![0; HEADER as usize];
+    let mut header = vec![0; HEADER_BYTES];
     header[..8].copy_from_slice(b"cxsparse");
     header[8..16].fill(0xff);
     header[16..24].copy_from_slice(&2048u64.to_be_bytes());
