@@ -1,22 +1,29 @@
 //! blkback: the back half of a Xen block device (xen/include/public/io/blkif.h).
 //!
-//! A [`BlockDevice`] is what xenbus connects: per connection it has one ring, one event channel and one
-//! thread. The thread copies each request out of the ring once ([`protocol`]), turns grant references into
-//! memory, hands the operation to its [`engine`] and answers when that is done ([`queue`]).
+//! A [`BlockDevice`] is what xenbus connects: per connection it has one to several queues, each with a ring, an
+//! event channel and a thread. The thread copies each request out of the ring once ([`protocol`]), turns grant
+//! references into memory, hands the operation to its [`engine`] and answers when that is done ([`queue`]).
+//! What the engine reads and writes is a [`storage`].
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+mod bounce;
 pub mod device;
 pub mod disk;
 pub mod engine;
 pub mod image;
+pub mod limits;
 pub mod protocol;
 pub mod queue;
+mod slot;
 pub mod storage;
+mod widened;
 
 pub use device::{BlockDevice, DiskConfig};
-pub use disk::{Counters, Disk};
+pub use disk::{Backing, Counters, Disk};
 pub use image::{Access, CacheMode, DiskImage, Format, ImageError, ImageOptions};
 
 #[cfg(test)]
-mod testing;
+mod abuse;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

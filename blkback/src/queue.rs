@@ -1,184 +1,28 @@
-//! One ring of a block device: requests in, operations on the image, responses out.
+//! One ring of a block device: requests in, operations on the storage, responses out.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ptr::NonNull;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
-use devices::memory::PAGE_SIZE;
 use devices::xen::event_channel::BackendChannel;
-use devices::xen::grant_table::{Access, GrantError, GrantTable, PinnedPage};
+use devices::xen::grant_table::{Access, GrantTable};
 use devices::xen::shared_ring::{BackRing, RingError};
-use vm_memory::VolatileSlice;
 
 use crate::disk::Disk;
-use crate::engine::{Completion, Engine, IoVec, Op};
-use crate::image::DirectIo;
-use crate::protocol::{MAX_SEGMENTS, Operation, Protocol, RawEntry, Request, Response, Status, Transfer};
+use crate::engine::{Completion, Engine, Op, Sleep};
+use crate::protocol::{Operation, Protocol, RawEntry, Request, Response, Segment, Status};
+use crate::slot::{Kind, Phase, Slot};
 
 /// Attempts at an operation that the kernel interrupts or postpones.
 const MAX_RETRIES: u8 = 8;
-const BOUNCE_SIZE: usize = MAX_SEGMENTS * PAGE_SIZE;
-
-/// What a slot waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Free,
-    Read,
-    Write,
-    Flush,
-    /// The flush before the data of the same request.
-    FlushThenWrite,
-}
-
-/// A request under way. Slots are made once per connection; serving a request allocates nothing.
-#[derive(Debug)]
-struct Slot {
-    id: u64,
-    opcode: u8,
-    phase: Phase,
-    retries: u8,
-    /// Where the rest of the data goes on the disk, in bytes.
-    offset: u64,
-    /// Bytes of the rest.
-    left: usize,
-    /// Bytes of all data.
-    total: usize,
-    pages: Vec<PinnedPage>,
-    /// The rest of the data in memory: guest pages, or the bounce buffer.
-    buffers: Vec<IoVec>,
-    /// With a bounce buffer in use: the guest's memory.
-    bounced: Vec<IoVec>,
-    bounce: Option<BounceBuffer>,
-}
-
-impl Slot {
-    fn new() -> Self {
-        Self {
-            id: 0,
-            opcode: 0,
-            phase: Phase::Free,
-            retries: 0,
-            offset: 0,
-            left: 0,
-            total: 0,
-            pages: Vec::with_capacity(MAX_SEGMENTS),
-            buffers: Vec::with_capacity(MAX_SEGMENTS),
-            bounced: Vec::new(),
-            bounce: None,
-        }
-    }
-
-    /// Pins the pages of a transfer and lists their memory. On an error nothing stays pinned.
-    fn map(&mut self, grants: &GrantTable, transfer: &Transfer, access: Access) -> Result<(), GrantError> {
-        self.offset = transfer.offset();
-        self.total = transfer.bytes() as usize;
-        self.left = self.total;
-        for segment in transfer.segments() {
-            let page = match grants.pin(segment.gref, access) {
-                Ok(page) => page,
-                Err(e) => {
-                    self.unmap(grants);
-                    return Err(e);
-                }
-            };
-            let (base, len) = (page.as_ptr().wrapping_add(segment.offset.into()), segment.len.into());
-            self.pages.push(page);
-            if !self.buffers.last_mut().is_some_and(|last| last.extend(base, len)) {
-                self.buffers.push(IoVec::new(base, len));
-            }
-        }
-        Ok(())
-    }
-
-    fn unmap(&mut self, grants: &GrantTable) {
-        self.buffers.clear();
-        self.bounced.clear();
-        for page in self.pages.drain(..) {
-            grants.unpin(page);
-        }
-    }
-
-    /// Direct I/O cannot reach every segment that the protocol can name: those requests go through memory of
-    /// our own. On a disk with sectors of 512 bytes that does not happen.
-    fn bounce_if_misaligned(&mut self, direct: Option<DirectIo>, access: Access) {
-        let Some(direct) = direct else { return };
-        let misaligned = |v: &IoVec| {
-            !(v.base() as usize).is_multiple_of(direct.memory as usize)
-                || !v.size().is_multiple_of(direct.offset as usize)
-        };
-        if !self.buffers.iter().any(misaligned) {
-            return;
-        }
-        let bounce = self.bounce.get_or_insert_with(BounceBuffer::new);
-        self.bounced.append(&mut self.buffers);
-        self.buffers.push(IoVec::new(bounce.0.as_ptr(), self.total));
-        if access == Access::Read {
-            self.copy_bounced(|guest, buffer| guest.copy_to_volatile_slice(buffer));
-        }
-    }
-
-    /// Calls `copy(guest memory, the same part of the bounce buffer)` for each piece.
-    fn copy_bounced(&self, copy: impl Fn(&VolatileSlice, VolatileSlice)) {
-        let Some(bounce) = &self.bounce else { return };
-        let mut at = 0;
-        for piece in &self.bounced {
-            if at + piece.size() > BOUNCE_SIZE {
-                return;
-            }
-            // SAFETY: the piece lies in pages that are pinned, and its part in the buffer; both are only
-            // touched through volatile accesses, and no operation on either is under way.
-            let (guest, buffer) = unsafe {
-                (
-                    VolatileSlice::new(piece.base(), piece.size()),
-                    VolatileSlice::new(bounce.0.as_ptr().add(at), piece.size()),
-                )
-            };
-            copy(&guest, buffer);
-            at += piece.size();
-        }
-    }
-
-    /// Goes on after `done` bytes; true: there is a rest.
-    fn advance(&mut self, mut done: usize) -> bool {
-        done = done.min(self.left);
-        self.left -= done;
-        self.offset += done as u64;
-        for buffer in &mut self.buffers {
-            done -= buffer.advance(done);
-        }
-        self.buffers.retain(|b| b.size() > 0);
-        self.left > 0
-    }
-}
-
-/// Memory of our own, aligned to pages.
-#[derive(Debug)]
-struct BounceBuffer(NonNull<u8>);
-
-// SAFETY: the buffer owns its memory.
-unsafe impl Send for BounceBuffer {}
-
-impl BounceBuffer {
-    fn layout() -> Layout {
-        Layout::new::<[[u8; PAGE_SIZE]; MAX_SEGMENTS]>()
-            .align_to(PAGE_SIZE)
-            .unwrap_or(Layout::new::<[[u8; PAGE_SIZE]; MAX_SEGMENTS]>())
-    }
-
-    fn new() -> Self {
-        // SAFETY: the layout is not of size 0.
-        let memory = NonNull::new(unsafe { alloc_zeroed(Self::layout()) });
-        Self(memory.unwrap_or_else(|| std::alloc::handle_alloc_error(Self::layout())))
-    }
-}
-
-impl Drop for BounceBuffer {
-    fn drop(&mut self) {
-        // SAFETY: allocated in new() with the same layout.
-        unsafe { dealloc(self.0.as_ptr(), Self::layout()) };
-    }
-}
+/// Memory of bounce buffers of one queue at a time, at least one request's. A frontend may have 512 requests of
+/// 1 MiB under way, all of them misaligned.
+const MAX_BOUNCED: usize = 4 << 20;
+/// A write that found no room is tried again after so long.
+const RETRY_HELD: Duration = Duration::from_secs(1);
+/// The size of the storage is looked at with a wake-up, but not more often than this.
+const RESCAN: Duration = Duration::from_millis(100);
 
 /// The kinds of lines that a connection may write to the log, once each.
 #[derive(Clone, Copy)]
@@ -188,25 +32,46 @@ enum Complaint {
     Io = 4,
 }
 
+/// A barrier under way: what came before it is finished first, and what follows stays in the ring.
+struct Barrier {
+    token: u16,
+    started: bool,
+}
+
 /// A connected ring with its engine. Used by one thread.
 pub struct Queue<E: Engine> {
     // The engine is dropped first: it waits for the operations that use the slots.
     engine: E,
     slots: Box<[Slot]>,
+    /// The last one given back is the next one taken: with few requests at a time, few slots have memory.
     free: Vec<u16>,
     completions: Vec<Completion>,
+    /// Of the request that is looked at.
+    segments: Vec<Segment>,
     ring: BackRing,
     channel: BackendChannel,
     grants: Arc<GrantTable>,
     disk: Arc<Disk>,
     protocol: Protocol,
+    barrier: Option<Barrier>,
+    /// Bytes of all bounce buffers, and the requests that wait until there may be more.
+    bounced: usize,
+    starved: VecDeque<(u16, Access)>,
+    /// Writes that found no room, when they are tried again, and after which call of [`Disk::resume`].
+    held: Vec<u16>,
+    retry_at: Instant,
+    resumed: u64,
+    /// When the size was looked at.
+    rescanned: Instant,
+    /// Nothing is taken any more, and nothing is held.
+    stopping: bool,
     /// The frontend broke the ring: it is not looked at any more.
     broken: bool,
     complained: u8,
 }
 
 impl<E: Engine> Queue<E> {
-    /// A queue of `disk` on a mapped ring. The engine must be on the disk's image, and wake up for the
+    /// A queue of `disk` on a mapped ring. The engine must be on the disk's storage, and wake up for the
     /// channel's event.
     pub fn new(
         engine: E,
@@ -217,16 +82,26 @@ impl<E: Engine> Queue<E> {
         protocol: Protocol,
     ) -> Self {
         let count = u16::try_from(ring.nr_entries()).unwrap_or(u16::MAX);
+        let now = Instant::now();
         Self {
             engine,
             slots: (0..count).map(|_| Slot::new()).collect(),
             free: (0..count).rev().collect(),
-            completions: Vec::with_capacity(count.into()),
+            completions: Vec::new(),
+            segments: Vec::new(),
             ring,
             channel,
             grants,
+            resumed: disk.resumes(),
             disk,
             protocol,
+            barrier: None,
+            bounced: 0,
+            starved: VecDeque::new(),
+            held: Vec::new(),
+            retry_at: now,
+            rescanned: now,
+            stopping: false,
             broken: false,
             complained: 0,
         }
@@ -236,24 +111,25 @@ impl<E: Engine> Queue<E> {
     /// that were taken are finished and answered; only then their pages are given back.
     pub fn run(mut self, stop: &AtomicBool) {
         loop {
-            let stopping = stop.load(SeqCst) || self.broken;
-            let more = !stopping && self.take_requests();
+            let mut sleep = Sleep::Forever;
+            if stop.load(SeqCst) || self.broken {
+                self.stop();
+            } else {
+                sleep = self.take_requests();
+            }
             self.publish();
-            if (stopping || self.broken) && self.idle() {
+            if (self.stopping || self.broken) && self.idle() {
                 return;
             }
-            if let Err(e) = self.engine.wait(!more) {
+            if let Err(e) = self.engine.wait(self.until_retry(sleep)) {
                 tracing::error!("vbd {}: the disk stops, as its I/O engine failed: {e}", self.disk.name());
                 self.abandon();
                 return;
             }
-            if !more {
+            self.disk.counters().system_calls.fetch_add(self.engine.system_calls(), Relaxed);
+            if sleep != Sleep::Never {
                 count(&self.disk.counters().wakeups);
-                // As xen-blkback does: a disk that the host grew is larger from the next request on. Once per
-                // wake-up, not per request.
-                if let Err(e) = self.disk.rescan() {
-                    tracing::debug!("vbd {}: its size is not known: {e}", self.disk.name());
-                }
+                self.rescan();
             }
             self.finish();
         }
@@ -261,11 +137,11 @@ impl<E: Engine> Queue<E> {
 
     /// Does what can be done now without sleeping: finishes operations, takes requests. True: there is more.
     pub fn pass(&mut self) -> bool {
-        let more = !self.broken && self.take_requests();
-        let _ = self.engine.wait(false);
+        let sleep = if self.broken { Sleep::Forever } else { self.take_requests() };
+        let _ = self.engine.wait(Sleep::Never);
         self.finish();
         self.publish();
-        more
+        sleep == Sleep::Never
     }
 
     /// Whether no operation is under way.
@@ -278,6 +154,35 @@ impl<E: Engine> Queue<E> {
         self.broken
     }
 
+    /// The engine, for tests that look at what it was asked to do.
+    pub fn engine(&self) -> &E {
+        &self.engine
+    }
+
+    /// No more requests are taken, and writes that found no room fail: nobody may be left to make some. What the
+    /// frontend sent before, and a limit or a barrier kept in the ring, is refused: Linux waits for every answer
+    /// before it lets go of a disk, and with that for ever.
+    fn stop(&mut self) {
+        if !std::mem::replace(&mut self.stopping, true) && !self.broken {
+            self.refuse_rest();
+        }
+        for token in std::mem::take(&mut self.held) {
+            self.complete(Completion { token, result: Err(libc::ENOSPC) });
+        }
+    }
+
+    /// Refuses what is in the ring now, with one look at it: a frontend that goes on sending is not heard.
+    fn refuse_rest(&mut self) {
+        let mut entry: RawEntry = [0; size_of::<RawEntry>()];
+        for _ in 0..self.ring.pending().unwrap_or(0) {
+            if !self.ring.next_request(&mut entry).unwrap_or(false) {
+                return;
+            }
+            count(&self.disk.counters().requests);
+            self.respond(Request::refusal(&entry, self.protocol));
+        }
+    }
+
     /// The engine can no longer tell when the kernel is done with the memory: it is never used again.
     fn abandon(&mut self) {
         if !self.idle() {
@@ -285,37 +190,76 @@ impl<E: Engine> Queue<E> {
         }
     }
 
-    /// Takes what is in the ring, at most a ring full, as a frontend could add requests for ever. True: there
-    /// is more. False: the frontend was asked for an event.
-    fn take_requests(&mut self) -> bool {
+    /// As xen-blkback does: a disk that the host grew is larger from some request on.
+    fn rescan(&mut self) {
+        let now = Instant::now();
+        if now.saturating_duration_since(self.rescanned) < RESCAN {
+            return;
+        }
+        self.rescanned = now;
+        if let Err(e) = self.disk.rescan() {
+            tracing::debug!("vbd {}: its size is not known: {e}", self.disk.name());
+        }
+    }
+
+    /// Takes what is in the ring, at most a ring full, as a frontend could add requests for ever. How long to
+    /// sleep: not at all, if there is more; for some time, if a limit forbids to take more. Otherwise the
+    /// frontend was asked for an event, or the end of a barrier is what has to be waited for.
+    fn take_requests(&mut self) -> Sleep {
         let mut entry: RawEntry = [0; size_of::<RawEntry>()];
-        for _ in 0..self.ring.nr_entries() {
-            match self.ring.next_request(&mut entry) {
-                Ok(true) => self.dispatch(&entry),
-                Ok(false) => match self.ring.final_check() {
+        for taken in 0..=self.ring.nr_entries() {
+            if self.barrier.is_some() {
+                return Sleep::Forever;
+            }
+            match self.ring.pending() {
+                Ok(0) => match self.ring.final_check() {
                     Ok(true) => {}
-                    Ok(false) => return false,
+                    Ok(false) => return Sleep::Forever,
                     Err(e) => return self.give_up(&e),
                 },
+                Ok(_) => {}
+                Err(e) => return self.give_up(&e),
+            }
+            if taken == self.ring.nr_entries() {
+                break;
+            }
+            // What waits for its turn waits in the ring: so it stays in order.
+            if let Some(delay) = self.disk.delay() {
+                return Sleep::For(delay);
+            }
+            match self.ring.next_request(&mut entry) {
+                Ok(true) => self.dispatch(&entry),
+                Ok(false) => {}
                 Err(e) => return self.give_up(&e),
             }
         }
-        true
+        Sleep::Never
     }
 
-    fn give_up(&mut self, reason: &RingError) -> bool {
+    fn give_up(&mut self, reason: &RingError) -> Sleep {
         self.broken = true;
         if self.disk.may_complain() {
             tracing::warn!("vbd {}: the disk stops until it is connected again: {reason}", self.disk.name());
         }
-        false
+        Sleep::Forever
     }
 
     fn dispatch(&mut self, entry: &RawEntry) {
         count(&self.disk.counters().requests);
-        let request = match Request::parse(entry, self.protocol, &self.disk.limits()) {
+        let grants = &self.grants;
+        let limits = self.disk.limits();
+        let request = Request::parse(entry, self.protocol, &limits, &mut self.segments, |gref, list| {
+            let page = grants.pin(gref, Access::Read)?;
+            if let Some(slice) = grants.slice(&page, 0, list.len()) {
+                slice.copy_to(list);
+            }
+            grants.unpin(page);
+            Ok(())
+        });
+        let request = match request {
             Ok(request) => request,
             Err(rejection) => {
+                self.disk.charge(0);
                 self.complain(Complaint::Refused, &rejection.reason);
                 return self.respond(rejection.response());
             }
@@ -325,34 +269,84 @@ impl<E: Engine> Queue<E> {
         // There is a slot for each entry of the ring, and the ring does not hand out more.
         let Some(index) = self.free.pop() else { return self.respond(failed) };
         let Some(slot) = self.slots.get_mut(usize::from(index)) else { return self.respond(failed) };
-        (slot.id, slot.opcode, slot.retries) = (id, opcode, 0);
-        let (phase, data) = match request.operation {
-            Operation::Read(transfer) => (Phase::Read, Some((transfer, Access::Write))),
-            Operation::Write(transfer) => (Phase::Write, Some((transfer, Access::Read))),
-            Operation::Flush(None) => (Phase::Flush, None),
-            Operation::Flush(Some(transfer)) => (Phase::FlushThenWrite, Some((transfer, Access::Read))),
+        (slot.id, slot.opcode, slot.retries, slot.barrier) = (id, opcode, 0, false);
+        (slot.offset, slot.total, slot.held) = (0, 0, false);
+        let (kind, phase, data) = match request.operation {
+            Operation::Read(transfer) => (Kind::Read, Phase::Read, Some((transfer, Access::Write))),
+            Operation::Write(transfer) => (Kind::Write, Phase::Write, Some((transfer, Access::Read))),
+            Operation::Flush(None) | Operation::Barrier(None) => (Kind::Flush, Phase::Flush, None),
+            Operation::Flush(Some(transfer)) | Operation::Barrier(Some(transfer)) => {
+                (Kind::Write, Phase::FlushThenWrite, Some((transfer, Access::Read)))
+            }
+            Operation::Discard { offset, len } => {
+                slot.offset = offset;
+                slot.discarded = len;
+                (Kind::Discard, Phase::Discard, None)
+            }
         };
+        let mut bounce = None;
         if let Some((transfer, access)) = data {
-            if let Err(e) = slot.map(&self.grants, &transfer, access) {
+            self.disk.charge(transfer.bytes().into());
+            if let Err(e) = slot.map(&self.grants, &transfer, &self.segments, access) {
                 self.free.push(index);
                 self.complain(Complaint::Grant, &e);
                 return self.respond(failed);
             }
-            slot.bounce_if_misaligned(self.disk.image().direct(), access);
+            bounce = slot.is_misaligned(self.disk.traits()).then_some(access);
+        } else {
+            self.disk.charge(0);
         }
-        slot.phase = phase;
+        (slot.kind, slot.phase) = (kind, phase);
+        if matches!(request.operation, Operation::Barrier(_)) {
+            slot.barrier = true;
+            self.barrier = Some(Barrier { token: index, started: false });
+        }
+        match bounce {
+            Some(access) => {
+                self.starved.push_back((index, access));
+                self.feed();
+            }
+            None => self.begin(index),
+        }
+    }
+
+    /// Starts a request, unless it is a barrier that has to wait.
+    fn begin(&mut self, index: u16) {
+        let alone = self.free.len() + 1 == self.slots.len();
+        if let Some(barrier) = &mut self.barrier
+            && barrier.token == index
+        {
+            if !alone || barrier.started {
+                return;
+            }
+            barrier.started = true;
+        }
         self.start(index);
+    }
+
+    /// Gives bounce buffers to those that wait for one, in order, as far as there may be more.
+    fn feed(&mut self) {
+        while let Some((index, access)) = self.starved.front().copied() {
+            let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
+            if self.bounced > 0 && self.bounced + slot.total > MAX_BOUNCED {
+                return;
+            }
+            count(&self.disk.counters().bounces);
+            self.bounced += slot.bounce(access);
+            self.starved.pop_front();
+            self.begin(index);
+        }
     }
 
     fn start(&mut self, index: u16) {
         let Some(slot) = self.slots.get(usize::from(index)) else { return };
-        let op = match slot.phase {
+        let (op, buffers) = match slot.phase {
             Phase::Free => return,
-            Phase::Read => Op::Read,
-            Phase::Write => Op::Write,
-            Phase::Flush | Phase::FlushThenWrite => Op::Flush,
+            Phase::Read => (Op::Read, slot.buffers()),
+            Phase::Write => (Op::Write, slot.buffers()),
+            Phase::Flush | Phase::FlushThenWrite => (Op::Flush, &[][..]),
+            Phase::Discard => (Op::Discard(slot.discarded), &[][..]),
         };
-        let buffers = if op == Op::Flush { &[] } else { slot.buffers.as_slice() };
         // SAFETY: the buffers are pinned guest pages or the slot's bounce buffer. Pages, buffer and array
         // stay as they are until finish() sees the completion: nothing else touches a slot that is not free,
         // and drop order and abandon() hold back the memory when the queue ends.
@@ -360,25 +354,38 @@ impl<E: Engine> Queue<E> {
     }
 
     fn finish(&mut self) {
+        self.retry_held();
         let mut done = std::mem::take(&mut self.completions);
         self.engine.completions(&mut done);
         for completion in done.drain(..) {
             self.complete(completion);
         }
         self.completions = done;
+        self.feed();
+        if let Some(Barrier { token, started: false }) = self.barrier
+            && !self.starved.iter().any(|(index, _)| *index == token)
+        {
+            self.begin(token);
+        }
     }
 
     fn complete(&mut self, Completion { token, result }: Completion) {
         let Some(slot) = self.slots.get_mut(usize::from(token)) else { return };
-        let (phase, total) = (slot.phase, slot.total);
+        let phase = slot.phase;
         let outcome = match (phase, result) {
             (Phase::Free, _) => return,
             (_, Err(libc::EINTR | libc::EAGAIN)) if slot.retries < MAX_RETRIES => {
                 slot.retries += 1;
                 return self.start(token);
             }
+            // Not a flush: what the kernel could not write then, it does not try to write again.
+            (Phase::Write, Err(libc::ENOSPC | libc::EDQUOT))
+                if self.disk.enospc_pause() && !self.stopping =>
+            {
+                return self.hold(token);
+            }
             (_, Err(errno)) => Err(errno),
-            (Phase::Flush, Ok(_)) => Ok(()),
+            (Phase::Flush | Phase::Discard, Ok(_)) => Ok(()),
             (Phase::FlushThenWrite, Ok(_)) => {
                 slot.phase = Phase::Write;
                 return self.start(token);
@@ -389,41 +396,91 @@ impl<E: Engine> Queue<E> {
                 if slot.advance(bytes) {
                     return self.start(token);
                 }
+                if slot.barrier && phase == Phase::Write {
+                    slot.phase = Phase::Flush;
+                    return self.start(token);
+                }
                 Ok(())
             }
         };
         if phase == Phase::Read && outcome.is_ok() {
-            slot.copy_bounced(|guest, buffer| buffer.copy_to_volatile_slice(*guest));
+            slot.copy_to_guest();
         }
-        slot.unmap(&self.grants);
+        self.bounced -= slot.unmap(&self.grants);
         slot.phase = Phase::Free;
-        let (id, opcode) = (slot.id, slot.opcode);
+        let (id, opcode, kind, total, barrier) = (slot.id, slot.opcode, slot.kind, slot.total, slot.barrier);
+        if slot.held && outcome.is_ok() {
+            self.disk.has_room();
+        }
         self.free.push(token);
+        if barrier {
+            self.barrier = None;
+        }
         let status = match outcome {
             Ok(()) => {
-                self.count_success(phase, total as u64);
+                self.count_success(kind, total as u64);
                 Status::Okay
             }
             Err(errno) => {
                 self.complain(Complaint::Io, &std::io::Error::from_raw_os_error(errno));
-                Status::Error
+                // Then the frontend does not ask for it again.
+                if kind == Kind::Discard && errno == libc::EOPNOTSUPP {
+                    Status::NotSupported
+                } else {
+                    Status::Error
+                }
             }
         };
         self.respond(Response { id, opcode, status });
     }
 
-    fn count_success(&self, phase: Phase, bytes: u64) {
+    /// The disk is full, and the guest is to wait until there is room.
+    fn hold(&mut self, token: u16) {
+        if self.held.is_empty() {
+            self.retry_at = Instant::now() + RETRY_HELD;
+            self.resumed = self.disk.resumes();
+        }
+        if let Some(slot) = self.slots.get_mut(usize::from(token)) {
+            slot.held = true;
+        }
+        self.held.push(token);
+        self.disk.full();
+    }
+
+    fn retry_held(&mut self) {
+        if self.held.is_empty() || (self.resumed == self.disk.resumes() && Instant::now() < self.retry_at) {
+            return;
+        }
+        for token in std::mem::take(&mut self.held) {
+            self.start(token);
+        }
+    }
+
+    fn until_retry(&self, sleep: Sleep) -> Sleep {
+        if self.held.is_empty() {
+            return sleep;
+        }
+        let time = self.retry_at.saturating_duration_since(Instant::now());
+        match sleep {
+            Sleep::Never => Sleep::Never,
+            Sleep::For(other) => Sleep::For(time.min(other)),
+            Sleep::Forever => Sleep::For(time),
+        }
+    }
+
+    fn count_success(&self, kind: Kind, bytes: u64) {
         let counters = self.disk.counters();
-        match phase {
-            Phase::Read => {
+        match kind {
+            Kind::Read => {
                 count(&counters.reads);
                 counters.bytes_read.fetch_add(bytes, Relaxed);
             }
-            Phase::Write => {
+            Kind::Write => {
                 count(&counters.writes);
                 counters.bytes_written.fetch_add(bytes, Relaxed);
             }
-            Phase::Flush | Phase::FlushThenWrite | Phase::Free => count(&counters.flushes),
+            Kind::Flush => count(&counters.flushes),
+            Kind::Discard => count(&counters.discards),
         }
     }
 
@@ -453,7 +510,7 @@ impl<E: Engine> Queue<E> {
                 Complaint::Refused | Complaint::Grant => "a request was refused",
                 Complaint::Io => "a request failed",
             };
-            let path = self.disk.image().path().display();
+            let path = self.disk.path().display();
             tracing::warn!(
                 "vbd {} ({path}): {what}, more of these are not logged: {reason}",
                 self.disk.name()
@@ -473,12 +530,25 @@ mod tests {
 
     use super::*;
     use crate::DiskImage;
-    use crate::testing::{FLUSH, Front, READ, Segment, WRITE, image, sector_pattern, whole};
+    use crate::engine::IoVec;
+    use crate::testing::{
+        BARRIER, DISCARD, FLUSH, Front, INDIRECT, Memory, READ, Segment, WRITE, config, image,
+        sector_pattern, segment_list, wait_until, whole,
+    };
 
     fn disk(sectors: u64) -> (tempfile::NamedTempFile, Arc<Disk>) {
         let file = image(sectors);
         let image = DiskImage::open(file.path(), false).unwrap();
-        (file, Arc::new(Disk::new("xvda", image, false)))
+        (file, Arc::new(Disk::new(&config(false), image)))
+    }
+
+    /// A disk in memory, with a configuration of the test's own.
+    fn memory(sectors: u64, change: impl FnOnce(&mut crate::DiskConfig)) -> (Arc<Memory>, Arc<Disk>) {
+        let memory = Arc::new(Memory::new(sectors));
+        let mut config = config(false);
+        change(&mut config);
+        let disk = Arc::new(Disk::new(&config, memory.backing()));
+        (memory, disk)
     }
 
     fn statuses(front: &mut Front) -> Vec<i16> {
@@ -536,7 +606,7 @@ mod tests {
         let (_, gref) = front.guest.granted_page();
         front.put(READ, 0, &[whole(gref)]);
         front.publish();
-        assert!(!queue.take_requests());
+        assert_eq!(queue.take_requests(), Sleep::Forever);
         // The slot now belongs to the backend; what the frontend does to it changes nothing.
         front.guest.write(front.ring.frames[0], 64, &[0xff; 112]);
         queue.pass();
@@ -578,7 +648,7 @@ mod tests {
     }
 
     #[test]
-    fn the_blocking_engine_serves_sleeps_and_stops() {
+    fn the_engine_on_threads_serves_sleeps_and_stops() {
         let (_file, disk) = disk(64);
         let mut front = Front::new(Protocol::X86_64);
         let (queue, wake) = front.queue_with_stop(&disk);
@@ -612,16 +682,17 @@ mod tests {
 
     #[test]
     fn a_frontend_that_writes_anything_anywhere_harms_only_itself() {
-        let (_file, disk) = disk(64);
+        let (_memory, disk) = memory(64, |_| {});
         let mut numbers = Numbers(0x1234_5678_9abc_def1);
         for round in 0..100 {
             let protocol = if round % 2 == 0 { Protocol::X86_64 } else { Protocol::X86_32 };
-            let mut front = Front::new(protocol);
+            let mut front = Front::with_rings(protocol, 1 << (round % 3), 1);
             let grefs: Vec<_> = (0..4).map(|_| front.guest.granted_page().1).collect();
+            let (list_frame, list) = front.guest.granted_page();
             let mut queue = front.queue(&disk);
             for _ in 0..numbers.below(8) {
-                for _ in 0..numbers.below(33) {
-                    let (op, sector) = (numbers.below(7), numbers.below(70));
+                for _ in 0..numbers.below(u64::from(front.ring.nr_entries()) + 1) {
+                    let (op, sector) = (u8::try_from(numbers.below(8)).unwrap(), numbers.below(70));
                     let segments: Vec<_> = (0..numbers.below(13))
                         .map(|_| Segment {
                             gref: match numbers.below(10) {
@@ -632,7 +703,20 @@ mod tests {
                             last: u8::try_from(numbers.below(9)).unwrap(),
                         })
                         .collect();
-                    front.put(u8::try_from(op).unwrap(), sector, segments.get(..11).unwrap_or(&segments));
+                    match op {
+                        INDIRECT => {
+                            front.guest.write(list_frame, 0, &segment_list(&segments));
+                            let count = u16::try_from(numbers.below(14)).unwrap();
+                            let op = u8::try_from(numbers.below(3)).unwrap();
+                            front.put_indirect(op, sector, count, list);
+                        }
+                        DISCARD => {
+                            front.put_discard(u8::from(numbers.below(5) == 0), sector, numbers.below(20));
+                        }
+                        op => {
+                            front.put(op, sector, &segments);
+                        }
+                    }
                 }
                 if numbers.below(20) == 0 {
                     let at = numbers.below(4096 - 8);
@@ -640,8 +724,10 @@ mod tests {
                     front.guest.write(front.ring.frames[0], usize::try_from(at).unwrap(), &junk);
                 }
                 front.publish();
-                queue.pass();
-                queue.pass();
+                // A barrier holds back what follows it, for some passes each.
+                for _ in 0..2000 {
+                    queue.pass();
+                }
                 while front.take().is_some_and(|_| front.ring.rsp_cons != front.ring.req_prod) {}
             }
             assert!(queue.idle());
@@ -652,72 +738,9 @@ mod tests {
         }
         let counters = disk.counters();
         for (name, value) in counters.list() {
-            assert!(value > 0 || name == "wakeups", "no {name} in all rounds");
+            let never = ["bounces", "throttled", "held", "wakeups", "system_calls"].contains(&name);
+            assert_eq!(value == 0, never, "{name} is {value} after all rounds");
         }
-    }
-
-    #[test]
-    fn misaligned_pieces_go_through_the_bounce_buffer_both_ways() {
-        let mut front = Front::new(Protocol::X86_64);
-        let grants = Arc::clone(&front.guest.domain.grants);
-        let (a, a_ref) = front.guest.granted_page();
-        let (b, b_ref) = front.guest.granted_page();
-        let direct = Some(DirectIo { memory: 512, offset: 4096 });
-        front.put(
-            READ,
-            0,
-            &[Segment { gref: a_ref, first: 4, last: 7 }, Segment { gref: b_ref, first: 1, last: 4 }],
-        );
-        let limits = crate::protocol::DiskLimits { sectors: 8, logical_block: 4096, readonly: false };
-        let entry = front.guest.read(front.ring.frames[0], 64, 112).try_into().unwrap();
-        let Ok(Request { operation: Operation::Read(transfer), .. }) =
-            Request::parse(&entry, Protocol::X86_64, &limits)
-        else {
-            panic!("not a read")
-        };
-        let mut slot = Slot::new();
-
-        slot.map(&grants, &transfer, Access::Read).unwrap();
-        assert_eq!(slot.buffers.len(), 2);
-        for s in 0..4 {
-            front.guest.write(a, (4 + s) * 512, &sector_pattern(s as u64, 5));
-            front.guest.write(b, (1 + s) * 512, &sector_pattern(4 + s as u64, 5));
-        }
-        slot.bounce_if_misaligned(direct, Access::Read);
-        let expected: Vec<u8> = (0..8).flat_map(|s| sector_pattern(s, 5)).collect();
-        let [one] = slot.buffers[..] else { panic!("{:?}", slot.buffers) };
-        assert_eq!((one.size(), one.base() as usize % 4096), (4096, 0));
-        // SAFETY: the bounce buffer, which nobody else uses.
-        assert!(unsafe { std::slice::from_raw_parts(one.base(), 4096) } == expected);
-        slot.unmap(&grants);
-
-        front.guest.write(a, 0, &[0; 4096]);
-        front.guest.write(b, 0, &[0; 4096]);
-        slot.map(&grants, &transfer, Access::Write).unwrap();
-        slot.bounce_if_misaligned(direct, Access::Write);
-        slot.copy_bounced(|guest, buffer| buffer.copy_to_volatile_slice(*guest));
-        assert!(front.guest.read(a, 2048, 2048) == expected[..2048]);
-        assert!(front.guest.read(b, 512, 2048) == expected[2048..]);
-        assert!(front.guest.read(b, 2560, 1536) == [0; 1536]);
-        slot.unmap(&grants);
-        assert_eq!((front.guest.grant_flags(a_ref), front.guest.grant_flags(b_ref)), (1, 1));
-    }
-
-    #[test]
-    fn aligned_pieces_are_not_copied() {
-        let mut front = Front::new(Protocol::X86_64);
-        let grants = Arc::clone(&front.guest.domain.grants);
-        let (_, gref) = front.guest.granted_page();
-        front.put(WRITE, 0, &[Segment { gref, first: 1, last: 1 }]);
-        let limits = crate::protocol::DiskLimits { sectors: 8, logical_block: 512, readonly: false };
-        let entry = front.guest.read(front.ring.frames[0], 64, 112).try_into().unwrap();
-        let request = Request::parse(&entry, Protocol::X86_64, &limits).unwrap();
-        let Operation::Write(transfer) = request.operation else { panic!("{request:?}") };
-        let mut slot = Slot::new();
-        slot.map(&grants, &transfer, Access::Read).unwrap();
-        slot.bounce_if_misaligned(Some(DirectIo { memory: 512, offset: 512 }), Access::Read);
-        assert!(slot.bounce.is_none());
-        slot.unmap(&grants);
     }
 
     /// Does at most `step` bytes of each operation, on memory.
@@ -743,13 +766,13 @@ mod tests {
                     Op::Read => unsafe { buffer.base().copy_from(part.as_ptr(), len) },
                     // SAFETY: as above.
                     Op::Write => unsafe { buffer.base().copy_to(part.as_mut_ptr(), len) },
-                    Op::Flush => {}
+                    Op::Flush | Op::Discard(_) => {}
                 }
                 bytes += len;
             }
             self.done.push(Completion { token, result: Ok(bytes) });
         }
-        fn wait(&mut self, _block: bool) -> std::io::Result<()> {
+        fn wait(&mut self, _sleep: Sleep) -> std::io::Result<()> {
             Ok(())
         }
         fn completions(&mut self, done: &mut Vec<Completion>) {
@@ -758,13 +781,8 @@ mod tests {
     }
 
     fn reluctant(front: &Front, disk: &Arc<Disk>, step: usize, interrupts: u32) -> Queue<Reluctant> {
-        let domain = &front.guest.domain;
-        let grants = Arc::clone(&domain.grants);
-        let ring = BackRing::new(Arc::clone(&grants), &front.ring.refs, 112).unwrap();
-        let channel = domain.events.bind_backend(front.port).unwrap();
-        let image = std::fs::read(disk.image().path()).unwrap();
-        let engine = Reluctant { image, step, done: Vec::new(), interrupts };
-        Queue::new(engine, ring, channel, grants, Arc::clone(disk), Protocol::X86_64)
+        let image = std::fs::read(disk.path()).unwrap();
+        front.queue_on(disk, |_, _| Reluctant { image, step, done: Vec::new(), interrupts }).0
     }
 
     #[test]
@@ -805,5 +823,334 @@ mod tests {
             assert_eq!(statuses(&mut front), [status]);
             assert_eq!(front.guest.grant_flags(gref), 1);
         }
+    }
+
+    #[test]
+    fn an_indirect_request_of_256_scattered_pages_keeps_their_order() {
+        let (_memory, disk) = memory(4096, |_| {});
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        let mut pages: Vec<_> = (0..256).map(|_| front.guest.granted_page()).collect();
+        pages.reverse();
+        let (frame, list) = front.guest.granted_page();
+        let segments: Vec<_> = pages.iter().map(|(_, gref)| whole(*gref)).collect();
+        front.guest.write(frame, 0, &segment_list(&segments));
+        let id = front.put_indirect(READ, 9, 256, list);
+        front.publish();
+        queue.pass();
+        assert_eq!(front.take(), Some((id, READ, 0)));
+        for (page, (frame, gref)) in (0u64..).zip(&pages) {
+            for s in 0..8usize {
+                let expected = sector_pattern(9 + page * 8 + s as u64, 1);
+                assert!(front.guest.read(*frame, s * 512, 512) == expected, "page {page}");
+            }
+            assert_eq!(front.guest.grant_flags(*gref), 1);
+        }
+        assert_eq!(front.guest.grant_flags(list), 1);
+        assert_eq!((queue.engine().outside, disk.counters().bounces.load(Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn a_barrier_waits_for_what_came_before_and_is_on_the_disk_before_what_follows() {
+        let (memory, disk) = memory(64, |_| {});
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        let (_, gref) = front.guest.granted_page();
+        for op in [WRITE, READ, BARRIER, WRITE, READ] {
+            front.put(op, 0, &[whole(gref)]);
+        }
+        let empty = front.put(BARRIER, 0, &[]);
+        front.put(READ, 0, &[whole(gref)]);
+        front.publish();
+        for _ in 0..10 {
+            queue.pass();
+        }
+        assert_eq!(statuses(&mut front), [0; 7]);
+        assert_eq!(*memory.log.lock().unwrap(), "wrfwfwrfr");
+        assert_eq!(empty, 1005);
+        assert!(queue.idle());
+    }
+
+    #[test]
+    fn a_barrier_that_cannot_be_flushed_has_failed_and_lets_others_pass() {
+        let (memory, disk) = memory(64, |_| {});
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        let (_, gref) = front.guest.granted_page();
+        memory.fail_flushes.store(libc::EIO, SeqCst);
+        front.put(BARRIER, 0, &[whole(gref)]);
+        front.put(READ, 0, &[whole(gref)]);
+        front.publish();
+        for _ in 0..4 {
+            queue.pass();
+        }
+        assert_eq!(statuses(&mut front), [-1, 0]);
+        // Not written before what it stands behind is safe.
+        assert_eq!(*memory.log.lock().unwrap(), "fr");
+    }
+
+    #[test]
+    fn a_discard_reaches_the_storage_and_its_errors_the_frontend() {
+        let (memory, disk) = memory(64, |_| {});
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        front.put_discard(0, 8, 16);
+        front.publish();
+        queue.pass();
+        assert_eq!(statuses(&mut front), [0]);
+        assert_eq!(*memory.discarded.lock().unwrap(), [(8 * 512, 16 * 512)]);
+        for (errno, status) in [(libc::EIO, -1), (libc::EOPNOTSUPP, -2)] {
+            memory.fail_discards.store(errno, SeqCst);
+            front.put_discard(0, 8, 16);
+            front.publish();
+            queue.pass();
+            assert_eq!(statuses(&mut front), [status]);
+        }
+        assert_eq!(disk.counters().discards.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn a_vanished_device_gives_errors_that_are_counted_and_logged_once() {
+        let (memory, disk) = memory(64, |_| {});
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        let (_, gref) = front.guest.granted_page();
+        for fail in [&memory.fail_reads, &memory.fail_writes, &memory.fail_flushes] {
+            fail.store(libc::ENODEV, SeqCst);
+        }
+        for round in 1..=100 {
+            front.put(READ, 0, &[whole(gref)]);
+            front.put(WRITE, 0, &[whole(gref)]);
+            front.put(FLUSH, 0, &[]);
+            front.publish();
+            queue.pass();
+            assert_eq!(statuses(&mut front), [-1; 3]);
+            assert_eq!(disk.counters().errors.load(Relaxed), round * 3);
+        }
+        memory.fail_reads.store(0, SeqCst);
+        front.put(READ, 0, &[whole(gref)]);
+        front.publish();
+        queue.pass();
+        assert_eq!(statuses(&mut front), [0]);
+    }
+
+    #[test]
+    fn without_enospc_pause_a_full_disk_is_an_error() {
+        let (memory, disk) = memory(64, |_| {});
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        let (_, gref) = front.guest.granted_page();
+        memory.fail_writes.store(libc::ENOSPC, SeqCst);
+        front.put(WRITE, 0, &[whole(gref)]);
+        front.put(READ, 0, &[whole(gref)]);
+        front.publish();
+        queue.pass();
+        assert_eq!(statuses(&mut front), [-1, 0]);
+        assert!(!disk.is_full());
+    }
+
+    #[test]
+    fn with_enospc_pause_a_write_waits_for_room_and_is_resumed() {
+        let (memory, disk) = memory(64, |config| config.enospc_pause = true);
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        let (frame, gref) = front.guest.granted_page();
+        memory.fail_writes.store(libc::ENOSPC, SeqCst);
+        front.guest.write(frame, 0, &sector_pattern(5, 50));
+        let write = front.put(WRITE, 5, &[Segment { gref, first: 0, last: 0 }]);
+        let read = front.put(READ, 0, &[Segment { gref, first: 1, last: 1 }]);
+        front.publish();
+        for _ in 0..5 {
+            queue.pass();
+        }
+        assert_eq!(front.take(), Some((read, READ, 0)), "reads go on");
+        assert_eq!(front.take(), None);
+        assert!(disk.is_full());
+        assert_eq!(disk.counters().errors.load(Relaxed), 0);
+        // Its time has not come, and then it is told that there is room.
+        memory.fail_writes.store(0, SeqCst);
+        disk.resume();
+        queue.pass();
+        assert_eq!(front.take(), Some((write, WRITE, 0)));
+        assert!(!disk.is_full());
+        assert!(memory.sectors(5, 1) == sector_pattern(5, 50));
+    }
+
+    #[test]
+    fn a_held_write_is_tried_again_by_itself_and_fails_when_the_queue_stops() {
+        let (memory, disk) = memory(64, |config| config.enospc_pause = true);
+        let mut front = Front::new(Protocol::X86_64);
+        let (queue, wake) = front.queue_with_stop(&disk);
+        let stop = AtomicBool::new(false);
+        let (_, gref) = front.guest.granted_page();
+        memory.fail_writes.store(libc::ENOSPC, SeqCst);
+        std::thread::scope(|scope| {
+            scope.spawn(|| queue.run(&stop));
+            let id = front.put(WRITE, 0, &[whole(gref)]);
+            front.publish();
+            wait_until("the write was not held", || disk.is_full());
+            memory.fail_writes.store(0, SeqCst);
+            assert_eq!(front.wait_response(), (id, WRITE, 0));
+
+            memory.fail_writes.store(libc::ENOSPC, SeqCst);
+            let id = front.put(WRITE, 0, &[whole(gref)]);
+            front.publish();
+            wait_until("the write was not held", || disk.is_full());
+            stop.store(true, SeqCst);
+            wake.write(1).unwrap();
+            assert_eq!(front.wait_response(), (id, WRITE, -1));
+        });
+        assert_eq!(front.guest.grant_flags(gref), 1);
+    }
+
+    #[test]
+    fn a_throttled_queue_leaves_requests_in_the_ring_in_their_order() {
+        let (memory, disk) = memory(64, |config| config.iops = Some(10));
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        let (_, gref) = front.guest.granted_page();
+        // The burst is one request.
+        let ids: Vec<_> = (0..4).map(|sector| front.put(READ, sector, &[whole(gref)])).collect();
+        front.publish();
+        let Sleep::For(delay) = queue.take_requests() else { panic!("not throttled") };
+        assert!(delay <= Duration::from_millis(100));
+        queue.pass();
+        assert_eq!(front.take(), Some((ids[0], READ, 0)));
+        assert!(disk.counters().throttled.load(Relaxed) > 0);
+        assert!(memory.log.lock().unwrap().len() < 4, "the limit did not hold");
+        wait_until("the rest was not done", || {
+            queue.pass();
+            memory.log.lock().unwrap().len() == 4
+        });
+        queue.pass();
+        let order: Vec<_> = std::iter::from_fn(|| front.take()).map(|r| r.0).collect();
+        assert_eq!(order, ids[1..]);
+    }
+
+    #[test]
+    fn what_a_limit_keeps_in_the_ring_is_refused_when_the_queue_stops() {
+        for protocol in [Protocol::X86_64, Protocol::X86_32] {
+            let (memory, disk) = memory(64, |config| config.iops = Some(1));
+            let mut front = Front::new(protocol);
+            let (queue, wake) = front.queue_with_stop(&disk);
+            let stop = AtomicBool::new(false);
+            let (_, gref) = front.guest.granted_page();
+            let ids: Vec<_> = (0..32).map(|sector| front.put(READ, sector, &[whole(gref)])).collect();
+            front.publish();
+            std::thread::scope(|scope| {
+                scope.spawn(|| queue.run(&stop));
+                wait_until("nothing was served", || !memory.log.lock().unwrap().is_empty());
+                stop.store(true, SeqCst);
+                wake.write(1).unwrap();
+            });
+            let answers: Vec<_> = std::iter::from_fn(|| front.take()).collect();
+            assert_eq!(answers.iter().map(|answer| answer.0).collect::<Vec<_>>(), ids);
+            assert!(answers.iter().any(|answer| answer.2 == -1), "the limit did not hold");
+            assert_eq!(front.guest.grant_flags(gref), 1);
+        }
+    }
+
+    #[test]
+    fn a_throttled_queue_sleeps_and_wakes_up_by_itself() {
+        let (_memory, disk) = memory(64, |config| config.iops = Some(100));
+        let mut front = Front::new(Protocol::X86_64);
+        let (queue, wake) = front.queue_with_stop(&disk);
+        let stop = AtomicBool::new(false);
+        let (_, gref) = front.guest.granted_page();
+        std::thread::scope(|scope| {
+            scope.spawn(|| queue.run(&stop));
+            for sector in 0..30 {
+                front.put(READ, sector, &[whole(gref)]);
+            }
+            front.publish();
+            for _ in 0..30 {
+                assert_eq!(front.wait_response().2, 0);
+            }
+            stop.store(true, SeqCst);
+            wake.write(1).unwrap();
+        });
+        // 20 of them had to wait, and each wait was one sleep, give or take.
+        let wakeups = disk.counters().wakeups.load(Relaxed);
+        assert!(wakeups < 150, "{wakeups} wake-ups: it did not sleep");
+    }
+
+    #[test]
+    fn misaligned_memory_is_bounced_both_ways_and_aligned_memory_is_not() {
+        let traits = crate::storage::Traits {
+            logical_block: 4096,
+            physical_block: 4096,
+            discard: None,
+            memory_alignment: 512,
+            offset_alignment: 4096,
+        };
+        let memory = Arc::new(Memory::with_traits(64, traits));
+        let disk = Arc::new(Disk::new(&config(false), memory.backing()));
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        let (a, a_ref) = front.guest.granted_page();
+        let (b, b_ref) = front.guest.granted_page();
+        let bounces = |queue: &Queue<_>| {
+            let engine: &crate::testing::Inline = queue.engine();
+            assert_eq!(engine.outside, disk.counters().bounces.load(Relaxed));
+            engine.outside
+        };
+        front.put(READ, 8, &[whole(a_ref)]);
+        front.publish();
+        queue.pass();
+        assert_eq!((statuses(&mut front), bounces(&queue)), (vec![0], 0));
+
+        let split = [Segment { gref: a_ref, first: 4, last: 7 }, Segment { gref: b_ref, first: 1, last: 4 }];
+        front.guest.write(a, 0, &[7; 4096]);
+        front.guest.write(b, 0, &[7; 4096]);
+        front.put(READ, 16, &split);
+        front.publish();
+        queue.pass();
+        assert_eq!((statuses(&mut front), bounces(&queue)), (vec![0], 1));
+        let expected = memory.sectors(16, 8);
+        assert!(front.guest.read(a, 2048, 2048) == expected[..2048]);
+        assert!(front.guest.read(b, 512, 2048) == expected[2048..]);
+        assert!(front.guest.read(a, 0, 2048) == [7; 2048] && front.guest.read(b, 2560, 1536) == [7; 1536]);
+
+        front.guest.write(a, 2048, &[8; 2048]);
+        front.put(WRITE, 24, &split);
+        front.publish();
+        queue.pass();
+        assert_eq!((statuses(&mut front), bounces(&queue)), (vec![0], 2));
+        assert!(memory.sectors(24, 4) == [8; 2048] && memory.sectors(28, 4) == expected[2048..]);
+        assert_eq!((front.guest.grant_flags(a_ref), front.guest.grant_flags(b_ref)), (1, 1));
+    }
+
+    #[test]
+    fn bounce_buffers_are_bounded_and_every_request_gets_its_turn() {
+        let traits = crate::storage::Traits {
+            logical_block: 4096,
+            physical_block: 4096,
+            discard: None,
+            memory_alignment: 512,
+            offset_alignment: 4096,
+        };
+        let memory = Arc::new(Memory::with_traits(4096, traits));
+        let disk = Arc::new(Disk::new(&config(false), memory.backing()));
+        let mut front = Front::new(Protocol::X86_64);
+        let mut queue = front.queue(&disk);
+        let (frame, list) = front.guest.granted_page();
+        let pages: Vec<_> = (0..255).map(|_| front.guest.granted_page().1).collect();
+        let mut segments: Vec<_> = pages.iter().map(|gref| whole(*gref)).collect();
+        // The first and the last page are halves: every sector of the disk lies in two pages.
+        segments[0].first = 4;
+        segments.push(Segment { gref: pages[0], first: 0, last: 3 });
+        front.guest.write(frame, 0, &segment_list(&segments));
+        for _ in 0..32 {
+            front.put_indirect(READ, 0, 256, list);
+        }
+        front.publish();
+        assert_eq!(queue.take_requests(), Sleep::Forever);
+        assert!(queue.bounced <= MAX_BOUNCED, "{}", queue.bounced);
+        assert_eq!(queue.starved.len(), 32 - 4);
+        for _ in 0..10 {
+            queue.pass();
+        }
+        assert_eq!(statuses(&mut front), [0; 32]);
+        assert_eq!((queue.bounced, disk.counters().bounces.load(Relaxed)), (0, 32));
     }
 }

@@ -59,6 +59,7 @@ fuzz_target!(|data: &[u8]| {
             if let Ok(vdev) = text.parse::<Vdev>() {
                 assert_eq!(vdev.to_string().parse(), Ok(vdev));
                 assert!(vdev.virtual_device() < 1 << 29, "{vdev}");
+                assert_eq!(Vdev::from_number(vdev.virtual_device()), Some(vdev));
             }
         }
         b'j' => config(text),
@@ -66,13 +67,20 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// One `--disk` a line.
+/// One `--disk` a line. Lines that are refused, alone or beside those before them, count for nothing.
 fn disks(text: &str) {
-    let specs: Result<Vec<_>, _> = text.lines().take(100).map(DiskSpec::parse).collect();
-    let Ok(disks) = specs.and_then(DiskSpec::assign) else { return };
-    for (index, disk) in disks.iter().enumerate() {
-        assert!(disks.iter().take(index).all(|other| other.vdev != disk.vdev), "{disks:?}");
+    let mut disks = Vec::new();
+    for spec in text.lines().take(100).filter_map(|line| DiskSpec::parse(line).ok()) {
+        let written = spec.to_string();
+        assert_eq!(DiskSpec::parse(&written).as_ref(), Ok(&spec), "{written:?}");
+        disks.extend(spec.beside(&disks));
     }
+    for (index, disk) in disks.iter().enumerate() {
+        assert!(disks.iter().take(index).all(|other| !other.vdev.overlaps(disk.vdev)), "{disks:?}");
+        assert!(!disk.source.to_string().is_empty() && !(disk.readonly && disk.shared), "{disk:?}");
+    }
+    let config = DomainConfig { disks: disks.clone(), ..DomainConfig::default() };
+    assert_eq!(config.validate(), Ok(()));
     let json = serde_json::to_string(&disks).expect("disks are JSON");
     assert_eq!(serde_json::from_str::<Vec<xvmm::config::DiskConfig>>(&json).expect("our own JSON"), disks);
 }

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use crate::cpio::Archive;
 use crate::driver::{self, Place};
 use crate::nested::Host;
 use crate::packages::{Cache, run};
@@ -32,13 +33,14 @@ pub fn demo(words: &[String]) -> Result<ExitCode> {
     let cache = Cache::open()?;
     images::guests(&cache)?;
     let disk = disk(&cache)?;
+    let initrd = initrd(&cache)?;
     match place {
-        Place::Direct => direct(&cache, &xvmm, &disk),
-        Place::Nested => nested(&cache, xvmm, disk),
+        Place::Direct => direct(&cache, &xvmm, &disk, &initrd),
+        Place::Nested => nested(&cache, xvmm, disk, initrd),
     }
 }
 
-fn direct(cache: &Cache, xvmm: &PathBuf, disk: &PathBuf) -> Result<ExitCode> {
+fn direct(cache: &Cache, xvmm: &PathBuf, disk: &PathBuf, initrd: &PathBuf) -> Result<ExitCode> {
     runner::isolate()?;
     run(Command::new("ip").args(["link", "add", "xenbr0", "type", "bridge"]))?;
     run(Command::new("ip").args(["addr", "add", "10.0.0.1/24", "dev", "xenbr0"]))?;
@@ -49,26 +51,36 @@ fn direct(cache: &Cache, xvmm: &PathBuf, disk: &PathBuf) -> Result<ExitCode> {
         .arg("--kernel")
         .arg(material.join("vmlinuz"))
         .arg("--initrd")
-        .arg(material.join("initrd"))
+        .arg(initrd)
         .args(["--cmdline", COMMAND_LINE, "--console", "tty", "--net", "xenbr0", "--disk"])
         .arg(disk);
     Err(command.exec().into())
 }
 
-fn nested(cache: &Cache, xvmm: PathBuf, disk: PathBuf) -> Result<ExitCode> {
+fn nested(cache: &Cache, xvmm: PathBuf, disk: PathBuf, initrd: PathBuf) -> Result<ExitCode> {
     eprintln!("an emulated machine starts, and the guest in it: this takes about half a minute");
     let script = format!(
         "dmesg -n 1\nbrctl addbr xenbr0\nip addr add 10.0.0.1/24 dev xenbr0\nip link set xenbr0 up\n\
-         setsid cttyhack /usr/bin/xvmm --kernel /tests/guest/6.12/vmlinuz --initrd /tests/guest/6.12/initrd \
+         setsid cttyhack /usr/bin/xvmm --kernel /tests/guest/6.12/vmlinuz --initrd /tests/initrd \
          --cmdline '{COMMAND_LINE}' --console tty --net xenbr0 --disk /tests/disk.img\n\
          poweroff -f\nsleep 10\n"
     );
     let mut host = Host::new(cache, script)?;
     host.programs.push(("/usr/bin/xvmm".to_owned(), xvmm));
     host.files.push(("/tests/disk.img".to_owned(), disk));
+    host.files.push(("/tests/initrd".to_owned(), initrd));
     host.interactive = true;
     let status = host.start(cache)?.child.wait()?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The guest's initrd with this host's `lsblk`, which busybox has not.
+fn initrd(cache: &Cache) -> Result<PathBuf> {
+    let mut overlay = Archive::default();
+    images::program(&mut overlay, "/bin/lsblk", Path::new("/usr/bin/lsblk"))?;
+    let path = cache.path("try.initrd");
+    fs::write(&path, [fs::read(cache.path("guest/6.12/initrd"))?, overlay.finish()].concat())?;
+    Ok(path)
 }
 
 /// A small ext4 image with a file in it, made without mounting anything.

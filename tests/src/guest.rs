@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use crate::cpio::Archive;
 use crate::{Result, fail, images};
 
-/// Time to user space; generous, since 33 vCPUs below an emulated processor take long.
-const BOOT_LIMIT: Duration = Duration::from_secs(240);
+/// Time to user space: generous, since vCPUs that wait for each other take long below one emulated processor.
+const BOOT_LIMIT: Duration = Duration::from_secs(200);
+const BOOT_LIMIT_PER_VCPU: Duration = Duration::from_secs(20);
 /// Time of one command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(150);
 
@@ -181,7 +182,9 @@ impl Spec {
             }
             writer.close();
         });
-        Ok(Guest { child, input: Some(input), screen, errors: self.log("xvmm", number), number: 0 })
+        let boot_limit = BOOT_LIMIT + BOOT_LIMIT_PER_VCPU * u32::try_from(self.vcpus)?;
+        let errors = self.log("xvmm", number);
+        Ok(Guest { child, input: Some(input), screen, errors, number: 0, boot_limit })
     }
 
     /// Starts xvmm and waits until commands can be given.
@@ -220,6 +223,7 @@ pub struct Guest {
     screen: Arc<Screen>,
     errors: PathBuf,
     number: u32,
+    boot_limit: Duration,
 }
 
 impl Guest {
@@ -230,14 +234,14 @@ impl Guest {
 
     /// Waits until the guest's agent takes commands.
     pub fn wait_ready(&self) -> Result<()> {
-        self.wait_console("@@READY", BOOT_LIMIT)
+        self.wait_console("@@READY", self.boot_limit)
             .map_err(|error| format!("the guest did not boot: {error}"))?;
         Ok(())
     }
 
     /// Waits until the guest has booted `times` times since xvmm was started.
     pub fn wait_boot(&self, times: u32) -> Result<()> {
-        let found = self.screen.wait(Instant::now() + BOOT_LIMIT, |text| {
+        let found = self.screen.wait(Instant::now() + self.boot_limit, |text| {
             (text.matches("@@READY").count() >= times as usize).then_some(())
         });
         found.map_err(|reason| {

@@ -10,9 +10,10 @@ use crate::boot::{BootError, ImageError as KernelImageError};
 use crate::config::{ConfigError, Problem};
 use crate::console::ConsoleError;
 use crate::domain::preflight::{FileProblem, PreflightError};
-use crate::domain::{DomainEntry, DomainError};
+use crate::domain::{DomainEntry, DomainError, StorageError};
 use crate::machine::MachineError;
 use crate::network::NetworkError;
+use crate::storage::{IscsiError, IscsiProblem};
 
 /// Declares the statuses with the sentence that `xvmm --help` and the documentation show.
 macro_rules! statuses {
@@ -61,11 +62,12 @@ statuses! {
     SameVdev = 26 "two disks have one vdev";
     InvalidVdev = 27 "the vdev of a disk is not one";
     UnknownKey = 28 "an unknown key in --disk or --net";
-    DiskFormat = 29 "a disk image is not of the stated format, is damaged, or has what is not supported";
+    DiskFormat = 29 "a disk image is not of the format that was stated, is damaged, or has a part that is not supported";
     BridgeMissing = 30 "there is no such bridge";
     NotABridge = 31 "the interface is not a bridge";
     InvalidMac = 32 "a MAC address is invalid, multicast, or given twice";
     TapFailed = 33 "the guest's network interface cannot be made on the host";
+    IscsiFailed = 34 "an iSCSI disk cannot be had: open-iscsi, the portal, the target or its LUN";
     KvmMissing = 40 "/dev/kvm is missing";
     KvmNotPermitted = 41 "/dev/kvm may not be opened";
     KvmUnusable = 42 "/dev/kvm cannot run guests";
@@ -74,12 +76,20 @@ statuses! {
     InvalidName = 51 "the name breaks the rules";
     NoSuchDomain = 52 "no running domain has this name or id";
     RunDirUnusable = 53 "the folder of running domains cannot be used";
+    NoSuchDevice = 54 "the guest has no such device";
+    DeviceBusy = 55 "the device is just being attached or detached";
+    DeviceKept = 56 "the guest does not let go of the device";
 }
 
 impl ExitStatus {
     /// The number, as the shell shows it.
     pub fn code(self) -> u8 {
         self as u8
+    }
+
+    /// The status of this number.
+    pub fn from_code(code: u8) -> Option<ExitStatus> {
+        Self::ALL.iter().copied().find(|status| status.code() == code)
     }
 
     /// The table of all statuses, a line each.
@@ -131,7 +141,8 @@ impl From<ConfigError> for Failure {
             Problem::Syntax(_) => ExitStatus::Usage,
             Problem::UnknownKey { .. } => ExitStatus::UnknownKey,
             Problem::Vdev(_) => ExitStatus::InvalidVdev,
-            Problem::SameVdev(_) => ExitStatus::SameVdev,
+            Problem::SameVdev(_) | Problem::VdevPart { .. } => ExitStatus::SameVdev,
+            Problem::Format(_) => ExitStatus::DiskFormat,
             Problem::SameImage => ExitStatus::DiskInUse,
             Problem::Mac(_) | Problem::SameMac(_) => ExitStatus::InvalidMac,
             Problem::MemoryTooSmall => ExitStatus::MemoryTooSmall,
@@ -163,7 +174,7 @@ impl From<PreflightError> for Failure {
         let status = match error {
             PreflightError::Domain(error) => return error.into(),
             PreflightError::Net(error) => return error.into(),
-            PreflightError::Disk(error) => return Failure::from_image(&error, None),
+            PreflightError::Disk(error) => return Failure::from_storage(&error, None),
             PreflightError::Kernel { problem: FileProblem::Empty, .. } => ExitStatus::NotAKernel,
             PreflightError::Kernel { .. } => ExitStatus::KernelMissing,
             PreflightError::Initrd { .. } => ExitStatus::InitrdMissing,
@@ -177,11 +188,17 @@ impl From<PreflightError> for Failure {
 }
 
 impl Failure {
-    /// A disk image that cannot be used; `holder` is the domain that has it, if it is known.
-    pub fn from_image(error: &DiskImageError, holder: Option<&DomainEntry>) -> Failure {
+    /// A disk that cannot be opened; `holder` is the domain that has it, if it is known.
+    pub fn from_storage(error: &StorageError, holder: Option<&DomainEntry>) -> Failure {
         match (error, holder) {
-            (DiskImageError::Locked(path), Some(holder)) => DomainError::disk_in_use(path, holder).into(),
-            _ => Failure::new(disk_status(error), format!("--disk: {error}")),
+            (StorageError::Image(DiskImageError::Locked(path)), Some(holder)) => {
+                DomainError::disk_in_use(path, holder).into()
+            }
+            (StorageError::Image(image), _) => Failure::new(disk_status(image), format!("--disk: {error}")),
+            (StorageError::Iscsi(iscsi), _) => Failure::new(iscsi_status(iscsi), format!("--disk: {error}")),
+            (StorageError::NoMedium(_), _) => {
+                Failure::new(ExitStatus::DiskMissing, format!("--disk: {error}"))
+            }
         }
     }
 }
@@ -208,9 +225,20 @@ fn disk_status(error: &DiskImageError) -> ExitStatus {
     }
 }
 
+fn iscsi_status(error: &IscsiError) -> ExitStatus {
+    match &error.problem {
+        IscsiProblem::InvalidName | IscsiProblem::InvalidPortal => ExitStatus::Usage,
+        _ => ExitStatus::IscsiFailed,
+    }
+}
+
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Failure {
-        Failure::new(ExitStatus::HostError, error)
+        let named = match &error {
+            ApiError::Refused { status, .. } => status.and_then(ExitStatus::from_code),
+            _ => None,
+        };
+        Failure::new(named.unwrap_or(ExitStatus::HostError), error)
     }
 }
 

@@ -10,3 +10,4 @@ pub mod exit;
 pub mod hypercall;
 pub mod machine;
 pub mod network;
+pub mod storage;

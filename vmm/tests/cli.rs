@@ -13,10 +13,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use xvmm::api::{ApiHandler, ApiServer, Shutdown};
+use xvmm::api::{ApiHandler, ApiServer, DeviceChange, Reply, Shutdown};
 use xvmm::config::{DiskSpec, DomainConfig};
 use xvmm::domain::{DomainDir, Registry};
-use xvmm::exit::ExitStatus;
+use xvmm::exit::{ExitStatus, Failure};
 
 /// A folder with everything that a start needs but a kernel that boots, and the program with its state there.
 struct Host(tempfile::TempDir);
@@ -149,7 +149,9 @@ fn wrong_usage_is_refused_in_one_line() {
         (&["--kernel", "text", "--console", "vga"], "--console vga"),
         (&["--kernel", "text", "--on-reboot", "dance"], "--on-reboot dance"),
         (&["--kernel", "text", "--shutdown-timeout", "soon"], "--shutdown-timeout soon"),
-        (&["--kernel", "text", "--disk", "a,,b"], "--disk a,,b"),
+        (&["--kernel", "text", "--disk", "a,raw,xvda,w,b"], "--disk a,raw,xvda,w,b"),
+        (&["--kernel", "text", "--disk", "format=raw"], "--disk format=raw"),
+        (&["--kernel", "text", "--disk", "disk,script=block-x"], "script=block-x is not run"),
         (&["--kernel", "text", "--net", "a/b"], "--net a/b"),
     ] {
         host.refuses(args, ExitStatus::Usage, &[word]);
@@ -210,6 +212,8 @@ fn impossible_numbers_and_names_are_refused() {
         ("--net", "mac=00:00:00:00:00:00", ExitStatus::InvalidMac),
         ("--disk", "disk,colour=blue", ExitStatus::UnknownKey),
         ("--disk", "disk,vdev=vda", ExitStatus::InvalidVdev),
+        ("--disk", "disk,,sdq,w", ExitStatus::InvalidVdev),
+        ("--disk", "disk,qed,xvda", ExitStatus::DiskFormat),
     ] {
         host.refuses(&["--kernel", "text", flag, value], status, &[flag, value]);
     }
@@ -235,6 +239,8 @@ fn unsuitable_disks_are_refused() {
     let two = ["--kernel", "text", "--disk", "disk", "--disk"];
     let with = |second| [two.as_slice(), &[second]].concat();
     host.refuses(&with("other,vdev=xvda"), ExitStatus::SameVdev, &["xvda"]);
+    host.refuses(&with("other,,51712"), ExitStatus::SameVdev, &["two disks", "xvda"]);
+    host.refuses(&with("other,,d0p3"), ExitStatus::SameVdev, &["xvda3", "part of xvda"]);
     host.refuses(&with("disk"), ExitStatus::DiskInUse, &["given twice"]);
     host.refuses(&with("./disk"), ExitStatus::DiskInUse, &["same image"]);
 }
@@ -329,6 +335,15 @@ impl ApiHandler for Obedient {
         self.1.set(true);
         Ok(())
     }
+    fn change_devices(&mut self, change: DeviceChange, reply: Reply) {
+        let asked = format!("{change:?}");
+        reply.send(match change {
+            DeviceChange::BlockAttach(_) => Ok(serde_json::json!({ "vdev": "xvdb" })),
+            DeviceChange::BlockDetach(_) => Err(Failure::new(ExitStatus::DeviceKept, "it is kept")),
+            DeviceChange::CdInsert(_) | DeviceChange::CdEject(_) => Ok(serde_json::Value::Null),
+        });
+        *self.0.borrow_mut() = Some(asked);
+    }
 }
 
 /// What [`Other`] does: it has a domain until it is told to end.
@@ -405,6 +420,84 @@ fn info_is_json() {
     let _web = Other::start(&host, false);
     let info: serde_json::Value = serde_json::from_str(&stdout(host.xvmm(&["info", "web"]))).unwrap();
     assert_eq!(info, serde_json::json!({ "name": "web" }));
+}
+
+impl Host {
+    /// What the other process was asked for; it may write it after its answer.
+    fn asked(&self, start: &str) -> String {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let asked = fs::read_to_string(self.path("run/asked")).unwrap_or_default();
+            if asked.starts_with(start) {
+                return asked;
+            }
+            assert!(Instant::now() < end, "{asked}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+#[test]
+fn an_attached_disk_is_told_by_its_name() {
+    let host = Host::new();
+    let _web = Other::start(&host, false);
+    assert_eq!(stdout(host.xvmm(&["block-attach", "web", "a b.img", "ro"])), "xvdb\n");
+    let asked = host.asked("BlockAttach");
+    let directory = host.0.path().canonicalize().unwrap();
+    assert!(
+        asked.contains(r#"spec: "a b.img,ro""#) && asked.contains(directory.to_str().unwrap()),
+        "{asked}"
+    );
+}
+
+#[test]
+fn a_specification_that_is_none_asks_nobody() {
+    let host = Host::new();
+    host.refuses(
+        &["block-attach", "nobody", "img,vdev=vda"],
+        ExitStatus::InvalidVdev,
+        &["--disk img,vdev=vda"],
+    );
+    host.refuses(&["block-attach", "nobody", "img"], ExitStatus::NoSuchDomain, &["nobody"]);
+    host.refuses(&["block-attach", "nobody"], ExitStatus::Usage, &["SPEC"]);
+}
+
+#[test]
+fn a_disk_that_is_kept_has_a_status_of_its_own() {
+    let host = Host::new();
+    let _web = Other::start(&host, false);
+    let output = host.xvmm(&["block-detach", "--force", "--timeout", "3", "web", "xvdb"]);
+    assert_eq!(output.status.code(), Some(ExitStatus::DeviceKept.code().into()));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "xvmm: it is kept\n");
+    assert_eq!(
+        host.asked("BlockDetach"),
+        r#"BlockDetach(BlockDetach { vdev: "xvdb", force: true, timeout: Some(3s) })"#
+    );
+    host.refuses(&["block-detach", "web", "xvdb", "--timeout", "-1"], ExitStatus::Usage, &["--timeout -1"]);
+}
+
+#[test]
+fn media_are_inserted_and_ejected() {
+    let host = Host::new();
+    let _web = Other::start(&host, false);
+    assert_eq!(stdout(host.xvmm(&["cd-insert", "web", "xvdc", "a.iso"])), "");
+    let asked = host.asked("CdInsert");
+    assert!(asked.contains(r#"vdev: "xvdc", file: "a.iso""#), "{asked}");
+    assert_eq!(stdout(host.xvmm(&["cd-eject", "web", "xvdc"])), "");
+    assert_eq!(
+        host.asked("CdEject"),
+        r#"CdEject(BlockDetach { vdev: "xvdc", force: false, timeout: None })"#
+    );
+}
+
+#[test]
+fn the_disks_of_a_domain_are_listed() {
+    let host = Host::new();
+    let _web = Other::start(&host, false);
+    // The other process describes no disks.
+    let list = stdout(host.xvmm(&["block-list", "web"]));
+    assert_eq!(list.split_whitespace().collect::<Vec<_>>(), ["Vdev", "Number", "State", "Mode", "Image"]);
+    assert_eq!(stdout(host.xvmm(&["block-list", "--json", "web"])), "[]\n");
 }
 
 #[test]

@@ -1,19 +1,20 @@
-//! What moves the bytes between guest pages and a disk image.
+//! What moves the bytes between guest pages and a storage.
 //!
-//! Two engines: [`Uring`], and [`Blocking`] for hosts where io_uring is not permitted. A queue's thread
-//! sleeps inside its engine and nowhere else: for completions, for events of the frontend, and for the order
-//! to stop.
+//! Two engines: [`Uring`] for storages that are a descriptor, and [`Threads`] for image formats and for hosts
+//! where io_uring is not permitted. A queue's thread sleeps inside its engine and nowhere else: for
+//! completions, for events of the frontend, for the order to stop, and until a time.
 
-mod blocking;
 mod pool;
+mod threads;
 mod uring;
 
 use std::io;
+use std::time::Duration;
 
-pub use blocking::Blocking;
+pub use threads::Threads;
 pub use uring::Uring;
 
-/// A piece of memory of an operation, as readv and writev take it.
+/// A piece of memory of an operation, as readv(2) and writev(2) take it.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub struct IoVec(libc::iovec);
@@ -57,12 +58,14 @@ impl IoVec {
 /// What an operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// From the image into memory.
+    /// From the storage into memory.
     Read,
-    /// From memory to the image.
+    /// From memory to the storage.
     Write,
-    /// What was written is on stable storage when this ends (fdatasync). No memory.
+    /// What was written is on stable storage when this ends. No memory.
     Flush,
+    /// So many bytes are of no more use. No memory.
+    Discard(u64),
 }
 
 /// The end of an operation.
@@ -80,9 +83,20 @@ impl Completion {
     }
 }
 
-/// Runs operations on one image.
+/// How long to sleep for want of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sleep {
+    /// Not at all.
+    Never,
+    /// At most so long.
+    For(Duration),
+    /// Until there is something.
+    Forever,
+}
+
+/// Runs operations on one storage.
 pub trait Engine {
-    /// Starts an operation at byte `offset` of the image. It may wait inside the engine until
+    /// Starts an operation at byte `offset` of the storage. It may wait inside the engine until
     /// [`Engine::wait`]. At most one operation of a token is under way.
     ///
     /// # Safety
@@ -90,12 +104,17 @@ pub trait Engine {
     /// ever if it never is.
     unsafe fn start(&mut self, token: u16, op: Op, offset: u64, buffers: &[IoVec]);
 
-    /// Sends off what was started. With `block` it then sleeps until there is something to do; it may return
-    /// early. An error means that the engine is of no further use.
-    fn wait(&mut self, block: bool) -> io::Result<()>;
+    /// Sends off what was started. Then it sleeps until there is something to do, as long as `sleep` says; it
+    /// may return early. An error means that the engine is of no further use.
+    fn wait(&mut self, sleep: Sleep) -> io::Result<()>;
 
     /// Adds the completions so far to `done`.
     fn completions(&mut self, done: &mut Vec<Completion>);
+
+    /// System calls of the queue's thread since this was asked last.
+    fn system_calls(&mut self) -> u64 {
+        0
+    }
 }
 
 impl<E: Engine + ?Sized> Engine for Box<E> {
@@ -103,10 +122,13 @@ impl<E: Engine + ?Sized> Engine for Box<E> {
         // SAFETY: the caller's promise is the same.
         unsafe { (**self).start(token, op, offset, buffers) }
     }
-    fn wait(&mut self, block: bool) -> io::Result<()> {
-        (**self).wait(block)
+    fn wait(&mut self, sleep: Sleep) -> io::Result<()> {
+        (**self).wait(sleep)
     }
     fn completions(&mut self, done: &mut Vec<Completion>) {
         (**self).completions(done);
+    }
+    fn system_calls(&mut self) -> u64 {
+        (**self).system_calls()
     }
 }

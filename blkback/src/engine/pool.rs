@@ -1,7 +1,8 @@
-//! Threads for what would block the queue: fdatasync, and transfers that the kernel cannot start at once.
+//! Threads for what would block the queue: flushes, discards, transfers that the kernel cannot start at once,
+//! and everything of storages that are no descriptor.
 //!
-//! io_uring would do these in threads of its own too, but those stay for ever and wake up every five seconds,
-//! which a guest that sleeps should not cost the host. Ours sleep until there is work.
+//! io_uring would do some of it in threads of its own too, but those stay for ever and wake up every five
+//! seconds, which a guest that sleeps should not cost the host. Ours sleep until there is work.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,13 +10,13 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Completion, IoVec, Op};
+use crate::storage::Storage;
 
-/// Threads of one queue at most.
-const MAX_THREADS: usize = 4;
-const STACK_SIZE: usize = 128 * 1024;
+/// Image formats decompress and look up tables on these threads.
+const STACK_SIZE: usize = 512 * 1024;
 
 /// One operation, as [`super::Engine::start`] takes it.
 #[derive(Clone, Copy)]
@@ -32,19 +33,30 @@ pub(super) struct Job {
 unsafe impl Send for Job {}
 
 impl Job {
-    /// Does it on `image`, blocking: bytes done or errno.
-    pub(super) fn run(&self, image: RawFd) -> Result<usize, i32> {
-        let count = libc::c_int::try_from(self.count).map_err(|_| libc::EINVAL)?;
-        let offset = libc::off_t::try_from(self.offset).map_err(|_| libc::EINVAL)?;
-        // SAFETY: the caller of Engine::start promises that array and memory are valid.
-        let done = unsafe {
-            match self.op {
-                Op::Read => libc::preadv(image, self.buffers.cast(), count, offset),
-                Op::Write => libc::pwritev(image, self.buffers.cast(), count, offset),
-                Op::Flush => libc::fdatasync(image) as isize,
-            }
+    pub(super) fn new(token: u16, op: Op, offset: u64, buffers: &[IoVec]) -> Self {
+        Self { token, op, offset, buffers: buffers.as_ptr(), count: buffers.len() }
+    }
+
+    /// Does it, blocking.
+    ///
+    /// # Safety
+    /// As [`super::Engine::start`].
+    pub(super) unsafe fn run(&self, storage: &dyn Storage) -> Completion {
+        let buffers = if self.count == 0 {
+            &[]
+        } else {
+            // SAFETY: the caller of Engine::start promises that the array is valid until the completion.
+            unsafe { std::slice::from_raw_parts(self.buffers, self.count) }
         };
-        usize::try_from(done).map_err(|_| io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+        let result = match self.op {
+            // SAFETY: and so is the memory that it names.
+            Op::Read => unsafe { storage.read_at(buffers, self.offset) },
+            // SAFETY: as above.
+            Op::Write => unsafe { storage.write_at(buffers, self.offset) },
+            Op::Flush => storage.flush().map(|()| 0),
+            Op::Discard(len) => storage.discard(self.offset, len).map(|()| 0),
+        };
+        Completion { token: self.token, result: result.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO)) }
     }
 }
 
@@ -60,7 +72,7 @@ struct Shared {
     state: Mutex<State>,
     work: Condvar,
     event: EventFd,
-    image: RawFd,
+    storage: Arc<dyn Storage>,
 }
 
 impl Shared {
@@ -68,16 +80,31 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn done(&self, completion: Completion) {
+        let mut state = self.lock();
+        // One event is enough for all that is taken at once.
+        let first = state.done.is_empty();
+        state.done.push(completion);
+        drop(state);
+        if first {
+            // Fails only when the counter is full, and then the queue is awake already.
+            let _ = self.event.write(1);
+        }
+    }
+
+    fn run(&self, job: Job) {
+        // SAFETY: the promise of Pool::start's caller holds until the completion has been returned.
+        let completion = unsafe { job.run(&*self.storage) };
+        self.done(completion);
+    }
+
     fn serve(&self) {
         let mut state = self.lock();
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
-                let result = job.run(self.image);
+                self.run(job);
                 state = self.lock();
-                state.done.push(Completion { token: job.token, result });
-                // Fails only when the counter is full, and then the queue is awake already.
-                let _ = self.event.write(1);
             } else if state.closed {
                 return;
             } else {
@@ -93,21 +120,22 @@ impl Shared {
 pub(super) struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    pub(super) max_threads: usize,
 }
 
 impl Pool {
-    /// A pool for operations on `image`, a descriptor that stays open as long as the pool.
-    pub(super) fn new(image: RawFd) -> io::Result<Self> {
+    /// A pool for operations on `storage`, with at most so many threads.
+    pub(super) fn new(storage: Arc<dyn Storage>, max_threads: usize) -> io::Result<Self> {
         let shared = Shared {
             state: Mutex::default(),
             work: Condvar::new(),
-            event: EventFd::new(EFD_NONBLOCK)?,
-            image,
+            event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            storage,
         };
-        Ok(Self { shared: Arc::new(shared), threads: Vec::new() })
+        Ok(Self { shared: Arc::new(shared), threads: Vec::new(), max_threads })
     }
 
-    /// Written when an operation has ended.
+    /// Written when operations have ended, once for all that [`Pool::completions`] then returns.
     pub(super) fn event(&self) -> RawFd {
         self.shared.event.as_raw_fd()
     }
@@ -119,9 +147,12 @@ impl Pool {
     pub(super) unsafe fn start(&mut self, job: Job) {
         let mut state = self.shared.lock();
         state.jobs.push_back(job);
-        let enough = state.idle >= state.jobs.len() || self.threads.len() >= MAX_THREADS;
+        let sleeper = state.idle > 0;
+        let enough = state.idle >= state.jobs.len() || self.threads.len() >= self.max_threads;
         drop(state);
-        self.shared.work.notify_one();
+        if sleeper {
+            self.shared.work.notify_one();
+        }
         if enough {
             return;
         }
@@ -133,12 +164,9 @@ impl Pool {
             Ok(thread) => self.threads.push(thread),
             // Then it is done here, late but done.
             Err(_) if self.threads.is_empty() => {
-                let mut state = self.shared.lock();
-                while let Some(job) = state.jobs.pop_front() {
-                    let result = job.run(self.shared.image);
-                    state.done.push(Completion { token: job.token, result });
+                while let Some(job) = { self.shared.lock().jobs.pop_front() } {
+                    self.shared.run(job);
                 }
-                let _ = self.shared.event.write(1);
             }
             Err(_) => {}
         }

@@ -2,30 +2,47 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::pool::{Job, Pool};
-use super::{Completion, Engine, IoVec, Op};
+use super::{Completion, Engine, IoVec, Op, Sleep};
+use crate::storage::Storage;
 
 const EVENT: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
 const POOL: u64 = u64::MAX - 2;
 
-/// io_uring on one image. Needs Linux 6.1.
+/// Threads for what would block, and where everything would.
+const FEW_THREADS: usize = 4;
+const MANY_THREADS: usize = 16;
+/// Operations handed to the kernel in one go.
+const MAX_BATCH: u32 = 128;
+/// From so many operations in the kernel on, one system call waits for most of them.
+const MANY: usize = 24;
+/// How long the first of them may wait for the others.
+const PATIENCE: Duration = Duration::from_millis(1);
+/// A disk that takes longer than this for many operations is slow: it does them at a rate of its own, so that
+/// waiting for all of them costs nothing. A fast one is kept busy by the last of them.
+const SLOW: Duration = Duration::from_micros(250);
+
+/// io_uring on one storage. Needs Linux 6.1.
 ///
 /// The eventfds of the frontend's event channel and of the order to stop are polled by the same ring
 /// (multi-shot), so that waiting for completions is waiting for them. They are never read: a poll reports
 /// each write by itself, and the counter that grows meanwhile is of no interest.
 ///
 /// Transfers are asked to fail rather than to block (RWF_NOWAIT): what the kernel cannot start at once, a hole
-/// to be filled or a page that is not cached, goes to threads of our own, and so does fdatasync.
+/// to be filled or a page that is not cached, goes to threads of our own, and so do flushes and discards.
 ///
-/// The image is not registered with the ring, which would spare the kernel a look-up per operation: a ring is
-/// taken down some time after its process has ended, and would hold the lock on the image until then.
+/// The file is not registered with the ring, which would spare the kernel a look-up per operation: a ring is
+/// taken down some time after its process has ended, and would hold the lock on the image until then. Nor are
+/// buffers: that would pin all RAM of the guest, which is given as it is touched.
 pub struct Uring {
     ring: IoUring,
-    image: types::Fd,
+    file: types::Fd,
     event: RawFd,
     stop: RawFd,
     enabled: bool,
@@ -35,39 +52,61 @@ pub struct Uring {
     pool: Pool,
     /// What was started, by token, for another try in the pool.
     jobs: Vec<Option<Job>>,
-    /// In the ring, and in the pool.
-    in_flight: usize,
+    in_ring: usize,
+    in_pool: usize,
+    /// What the last wait for many operations showed.
+    slow: bool,
+    /// Calls of io_uring_enter that were not told yet.
+    calls: u64,
     /// A poll that the kernel refused.
     failed: Option<i32>,
-    /// Operations that could not even be queued.
-    refused: Vec<u16>,
+    /// Whether the file can fail rather than block: reads, writes.
+    nowait: [bool; 2],
+    /// What completions() hands to the pool; empty outside of it.
+    again: Vec<Job>,
 }
 
 impl Uring {
-    /// A ring for `slots` operations at a time on `image`. The descriptors stay open as long as the ring. It
-    /// may be made on another thread than the one that then uses it.
-    pub fn new(image: RawFd, event: RawFd, stop: RawFd, slots: u32) -> io::Result<Self> {
+    /// A ring for `slots` operations at a time on `storage`, which is a descriptor. The eventfds stay open as
+    /// long as the ring. It may be made on another thread than the one that then uses it.
+    pub fn new(storage: Arc<dyn Storage>, event: RawFd, stop: RawFd, slots: u32) -> io::Result<Self> {
+        let file = storage.raw().ok_or(io::ErrorKind::Unsupported)?;
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_submit_all()
             .setup_r_disabled()
-            .build((slots + 3).next_power_of_two())?;
+            .setup_cqsize((slots + 3).next_power_of_two())
+            .build((slots + 3).min(MAX_BATCH).next_power_of_two())?;
         Ok(Self {
             ring,
-            image: types::Fd(image),
+            file: types::Fd(file),
             event,
             stop,
             enabled: false,
             arm_event: true,
             arm_stop: true,
             arm_pool: true,
-            pool: Pool::new(image)?,
+            pool: Pool::new(storage, FEW_THREADS)?,
             jobs: vec![None; slots as usize],
-            in_flight: 0,
+            in_ring: 0,
+            in_pool: 0,
+            slow: false,
+            calls: 0,
             failed: None,
-            refused: Vec::new(),
+            nowait: [true; 2],
+            again: Vec::new(),
         })
+    }
+
+    /// The thread that enables the ring is the one that may use it.
+    fn enable(&mut self) -> io::Result<()> {
+        if !self.enabled {
+            self.ring.submitter().register_enable_rings()?;
+            self.enabled = true;
+        }
+        Ok(())
     }
 
     /// # Safety
@@ -77,11 +116,21 @@ impl Uring {
         if unsafe { self.ring.submission().push(entry) }.is_ok() {
             return true;
         }
-        // One operation per slot and two polls fit in, so the queue holds entries that the kernel did not
-        // take last time.
-        let _ = self.ring.submit();
+        // A full batch goes to the kernel before the next one is gathered.
+        self.calls += 1;
+        if self.enable().is_err() || self.ring.submit().is_err() {
+            return false;
+        }
         // SAFETY: the caller's promise.
         unsafe { self.ring.submission().push(entry) }.is_ok()
+    }
+
+    /// Of an operation that Engine::start was called with, whose caller's promise holds until its completion is
+    /// returned.
+    fn start_in_pool(&mut self, job: Job) {
+        self.in_pool += 1;
+        // SAFETY: the promise of start()'s caller.
+        unsafe { self.pool.start(job) };
     }
 
     fn poll(&mut self, fd: RawFd, token: u64) -> bool {
@@ -90,66 +139,98 @@ impl Uring {
         unsafe { self.push(&poll.build().user_data(token)) }
     }
 
-    fn enter(&mut self, block: bool) -> io::Result<()> {
-        match self.ring.submit_and_wait(usize::from(block)) {
-            Ok(_) => Ok(()),
-            // A signal; or the kernel is short of memory or has completions to hand over first.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => Ok(()),
-            Err(e) => Err(e),
+    fn enter(&mut self, sleep: Sleep) -> io::Result<()> {
+        let end = match sleep {
+            Sleep::Never => {
+                self.calls += 1;
+                return passed(self.ring.submit());
+            }
+            Sleep::For(time) => Some(time),
+            Sleep::Forever => None,
+        };
+        if self.in_ring >= MANY {
+            // Many operations are in the kernel: most of them together make one wake-up, one notification and one
+            // batch of new requests. A frontend with so many under way waits for all of them, not for the first.
+            let rest = if self.slow { 0 } else { self.in_ring / 4 };
+            let start = Instant::now();
+            passed(self.wait_for(self.in_ring - rest, Some(PATIENCE)))?;
+            self.slow = start.elapsed() > SLOW;
+            if !self.is_empty() {
+                return Ok(());
+            }
         }
+        passed(self.wait_for(1, end))
+    }
+
+    fn wait_for(&mut self, count: usize, time: Option<Duration>) -> io::Result<usize> {
+        self.calls += 1;
+        let submitter = self.ring.submitter();
+        let Some(time) = time else { return submitter.submit_and_wait(count) };
+        submitter.submit_with_args(count, &types::SubmitArgs::new().timespec(&time.into()))
+    }
+
+    /// Whether no completion waits to be taken.
+    fn is_empty(&self) -> bool {
+        // SAFETY: nothing else looks at the completion queue: this thread alone uses the ring, and completions()
+        // does not hold it beyond its end.
+        unsafe { self.ring.completion_shared() }.is_empty()
+    }
+}
+
+/// Not an error: the time is over; a signal; or the kernel is short of memory or has completions to hand over
+/// first.
+fn passed(entered: io::Result<usize>) -> io::Result<()> {
+    match entered {
+        Err(e)
+            if !matches!(e.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)) =>
+        {
+            Err(e)
+        }
+        _ => Ok(()),
     }
 }
 
 impl Engine for Uring {
     unsafe fn start(&mut self, token: u16, op: Op, offset: u64, buffers: &[IoVec]) {
-        let job = Job { token, op, offset, buffers: buffers.as_ptr(), count: buffers.len() };
-        if let Some(slot) = self.jobs.get_mut(usize::from(token)) {
-            *slot = Some(job);
-        }
-        let len = u32::try_from(buffers.len()).unwrap_or(u32::MAX);
+        let job = Job::new(token, op, offset, buffers);
+        let len = |one: &IoVec| u32::try_from(one.size()).unwrap_or(u32::MAX);
+        let count = u32::try_from(buffers.len()).unwrap_or(u32::MAX);
+        let [reads, writes] = self.nowait;
         let entry = match (op, buffers) {
-            (Op::Flush, _) => {
-                self.in_flight += 1;
-                // SAFETY: the caller's promise.
-                return unsafe { self.pool.start(job) };
-            }
-            (Op::Read, [one]) => {
-                let len = u32::try_from(one.size()).unwrap_or(u32::MAX);
-                opcode::Read::new(self.image, one.base(), len)
-                    .offset(offset)
-                    .rw_flags(libc::RWF_NOWAIT)
-                    .build()
-            }
-            (Op::Write, [one]) => {
-                let len = u32::try_from(one.size()).unwrap_or(u32::MAX);
-                opcode::Write::new(self.image, one.base(), len)
-                    .offset(offset)
-                    .rw_flags(libc::RWF_NOWAIT)
-                    .build()
-            }
-            (Op::Read, _) => opcode::Readv::new(self.image, buffers.as_ptr().cast(), len)
+            (Op::Read, _) if !reads => return self.start_in_pool(job),
+            (Op::Write, _) if !writes => return self.start_in_pool(job),
+            (Op::Flush | Op::Discard(_), _) => return self.start_in_pool(job),
+            (Op::Read, [one]) => opcode::Read::new(self.file, one.base(), len(one))
                 .offset(offset)
                 .rw_flags(libc::RWF_NOWAIT)
                 .build(),
-            (Op::Write, _) => opcode::Writev::new(self.image, buffers.as_ptr().cast(), len)
+            (Op::Write, [one]) => opcode::Write::new(self.file, one.base(), len(one))
+                .offset(offset)
+                .rw_flags(libc::RWF_NOWAIT)
+                .build(),
+            (Op::Read, _) => opcode::Readv::new(self.file, buffers.as_ptr().cast(), count)
+                .offset(offset)
+                .rw_flags(libc::RWF_NOWAIT)
+                .build(),
+            (Op::Write, _) => opcode::Writev::new(self.file, buffers.as_ptr().cast(), count)
                 .offset(offset)
                 .rw_flags(libc::RWF_NOWAIT)
                 .build(),
         };
+        if let Some(slot) = self.jobs.get_mut(usize::from(token)) {
+            *slot = Some(job);
+        }
         // SAFETY: the caller promises that array and memory stay.
         if unsafe { self.push(&entry.user_data(u64::from(token))) } {
-            self.in_flight += 1;
+            self.in_ring += 1;
         } else {
-            self.refused.push(token);
+            // The kernel is short of memory: slower, but not an error of the guest's.
+            self.start_in_pool(job);
         }
     }
 
-    fn wait(&mut self, block: bool) -> io::Result<()> {
-        if !self.enabled {
-            // The thread that enables the ring is the one that may use it.
-            self.ring.submitter().register_enable_rings()?;
-            self.enabled = true;
-        }
+    fn wait(&mut self, sleep: Sleep) -> io::Result<()> {
+        self.enable()?;
         if let Some(errno) = self.failed {
             return Err(io::Error::from_raw_os_error(errno));
         }
@@ -163,25 +244,25 @@ impl Engine for Uring {
             self.arm_pool = !self.poll(self.pool.event(), POOL);
         }
         let armed = !self.arm_event && !self.arm_stop && !self.arm_pool;
-        let block = block && self.refused.is_empty() && armed;
-        self.enter(block)
+        self.enter(if armed { sleep } else { Sleep::Never })
     }
 
     fn completions(&mut self, done: &mut Vec<Completion>) {
-        done.extend(self.refused.drain(..).map(|token| Completion { token, result: Err(libc::EBUSY) }));
+        let mut again = std::mem::take(&mut self.again);
         for entry in self.ring.completion() {
             let token = entry.user_data();
             if let Ok(token) = u16::try_from(token) {
+                self.in_ring -= 1;
                 let job = self.jobs.get_mut(usize::from(token)).and_then(Option::take);
                 match (-entry.result(), job) {
-                    (libc::EAGAIN | libc::EOPNOTSUPP, Some(job)) => {
-                        // SAFETY: the promise of start()'s caller holds until the completion is returned.
-                        unsafe { self.pool.start(job) };
+                    (libc::EAGAIN, Some(job)) => again.push(job),
+                    (libc::EOPNOTSUPP, Some(job)) => {
+                        let [reads, writes] = &mut self.nowait;
+                        *(if job.op == Op::Read { reads } else { writes }) = false;
+                        self.pool.max_threads = MANY_THREADS;
+                        again.push(job);
                     }
-                    _ => {
-                        self.in_flight -= 1;
-                        done.push(Completion::new(token, entry.result()));
-                    }
+                    _ => done.push(Completion::new(token, entry.result())),
                 }
             } else if !cqueue::more(entry.flags()) {
                 // The poll ended: it was refused, or completions overflowed the ring.
@@ -195,7 +276,17 @@ impl Engine for Uring {
                 }
             }
         }
-        self.in_flight -= self.pool.completions(done);
+        for job in again.drain(..) {
+            self.start_in_pool(job);
+        }
+        self.again = again;
+        if self.in_pool > 0 {
+            self.in_pool -= self.pool.completions(done);
+        }
+    }
+
+    fn system_calls(&mut self) -> u64 {
+        std::mem::take(&mut self.calls)
     }
 }
 
@@ -203,11 +294,12 @@ impl Drop for Uring {
     /// Waits for what is under way: the kernel still reads and writes the memory.
     fn drop(&mut self) {
         let mut done = Vec::new();
-        while self.in_flight > 0 {
+        while self.in_ring > 0 {
             self.completions(&mut done);
-            if self.in_flight > 0 && self.enter(true).is_err() {
+            if self.in_ring > 0 && self.enter(Sleep::Forever).is_err() {
                 return;
             }
         }
+        // What the pool does ends when the pool is dropped.
     }
 }

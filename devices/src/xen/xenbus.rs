@@ -2,7 +2,13 @@
 //!
 //! A backend states its keys and what to do on connect and disconnect ([`BackendDevice`]); the machine here
 //! writes the states and survives every order in which a frontend, legal or not, goes through its own.
+//!
+//! Devices come and go while the guest runs. A device that goes is first asked for ([`Xenbus::request_removal`]:
+//! `online` is 0, the backend is Closing); when the frontend has closed, its nodes are removed. A frontend that
+//! does not close keeps the device ([`Xenbus::removal_overdue`]) or loses it ([`Xenbus::force_removal`]). In no
+//! case does anything go before the last granted page is given back.
 
+use std::fmt;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -37,6 +43,33 @@ pub type Keys = Vec<(String, String)>;
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub struct ConnectError(pub String);
+
+/// Names a device of a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceId {
+    /// As [`BackendDevice::class`].
+    pub class: &'static str,
+    /// As [`BackendDevice::index`].
+    pub index: u32,
+}
+
+impl DeviceId {
+    /// The id of this device.
+    pub fn of(device: &dyn BackendDevice) -> Self {
+        Self { class: device.class(), index: device.index() }
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.class, self.index)
+    }
+}
+
+/// The domain has a device of this id.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the domain has a device {0} already; take that one away first")]
+pub struct DeviceExists(pub DeviceId);
 
 /// One backend device. All calls come from the main thread and must not block.
 pub trait BackendDevice: Send {
@@ -105,6 +138,21 @@ impl XenbusState {
             _ => Self::Unknown,
         }
     }
+
+    /// The state's name in the protocol.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "Unknown",
+            Self::Initialising => "Initialising",
+            Self::InitWait => "InitWait",
+            Self::Initialised => "Initialised",
+            Self::Connected => "Connected",
+            Self::Closing => "Closing",
+            Self::Closed => "Closed",
+            Self::Reconfiguring => "Reconfiguring",
+            Self::Reconfigured => "Reconfigured",
+        }
+    }
 }
 
 /// What the state machine does to xenstore, as domain 0. Errors of single writes are the store's to log: the
@@ -118,6 +166,49 @@ pub trait Store {
     fn remove(&mut self, path: &str);
     /// Makes a directory that `owner` owns, and `reader` reads.
     fn make_directory(&mut self, path: &str, owner: DomId, reader: DomId);
+}
+
+/// A device as `xvmm info` shows it.
+pub struct DeviceStatus<'a> {
+    /// The device.
+    pub device: &'a dyn BackendDevice,
+    /// The backend's state as the guest reads it.
+    pub state: XenbusState,
+    /// Its queues run.
+    pub connected: bool,
+    /// It was asked for, and goes as soon as the frontend closes.
+    pub removing: bool,
+}
+
+/// A device that the guest does not have any more. Nothing of it is in use; dropping it closes what it is made
+/// of on the host, which may take its time.
+pub struct Removed {
+    /// Which one it was.
+    pub id: DeviceId,
+    /// The frontend's directory, which was watched.
+    pub frontend: String,
+    /// The device.
+    pub device: Box<dyn BackendDevice>,
+}
+
+impl fmt::Debug for Removed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Removed").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// What became of a removal that the frontend did not answer in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overdue {
+    /// No frontend used the device: it is removed.
+    Removed,
+    /// The frontend did not react: the device stays, as if nothing had been asked.
+    Ignored,
+    /// The frontend is Closing and still uses the device, as Linux before 5.14 does with a mounted disk. A state
+    /// once announced cannot be taken back from it, so the device works on and goes when the frontend closes.
+    InUse,
+    /// The frontend has closed; the host has not finished its I/O. The device goes when that is done.
+    Draining,
 }
 
 struct Frontend<'a, S> {
@@ -147,8 +238,10 @@ struct Slot {
     phase: Phase,
     /// The backend's state as last written.
     state: XenbusState,
-    /// The device is on its way out: never connected again.
+    /// The device is on its way out: not connected again.
     removing: bool,
+    /// It goes whatever the frontend does.
+    forced: bool,
 }
 
 /// All backend devices of a domain.
@@ -156,10 +249,14 @@ pub struct Xenbus {
     domid: DomId,
     domain: DomainHandle,
     slots: Vec<Slot>,
+    /// Gone, and not yet taken by [`Xenbus::take_removed`].
+    removed: Vec<Removed>,
+    /// Devices that are gone, and their backend's directories; see [`Xenbus::sweep`].
+    left: Vec<(DeviceId, String)>,
 }
 
-impl std::fmt::Debug for Xenbus {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Xenbus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let paths = self.slots.iter().map(|s| (&s.backend, s.phase, s.state));
         f.debug_list().entries(paths).finish()
     }
@@ -168,15 +265,29 @@ impl std::fmt::Debug for Xenbus {
 impl Xenbus {
     /// No devices yet.
     pub fn new(domid: DomId, domain: DomainHandle) -> Self {
-        Self { domid, domain, slots: Vec::new() }
+        Self { domid, domain, slots: Vec::new(), removed: Vec::new(), left: Vec::new() }
     }
 
-    /// Offers a device to the guest. Watch the returned path of the frontend's directory and pass what fires to
-    /// [`Xenbus::frontend_changed`].
-    pub fn add<S: Store>(&mut self, store: &mut S, device: Box<dyn BackendDevice>) -> String {
-        let (class, index, domid) = (device.class(), device.index(), self.domid);
-        let frontend = format!("/local/domain/{domid}/device/{class}/{index}");
-        let backend = format!("/local/domain/0/backend/{class}/{domid}/{index}");
+    /// Offers a device to the guest, which may run already. Watch the returned path of the frontend's directory
+    /// and pass what fires to [`Xenbus::frontend_changed`].
+    ///
+    /// The caller serves the store on this thread alone: to everyone who reads it, the nodes of both sides
+    /// appear in one step.
+    pub fn add<S: Store>(
+        &mut self,
+        store: &mut S,
+        device: Box<dyn BackendDevice>,
+    ) -> Result<String, DeviceExists> {
+        let (id, domid) = (DeviceId::of(&*device), self.domid);
+        if self.contains(id) {
+            return Err(DeviceExists(id));
+        }
+        let frontend = format!("/local/domain/{domid}/device/{id}");
+        let backend = format!("/local/domain/0/backend/{}/{domid}/{}", id.class, id.index);
+        // What a device before it left there, or what the guest wrote there since.
+        store.remove(&frontend);
+        store.remove(&backend);
+        self.left.retain(|(left, _)| *left != id);
         let slot = Slot {
             device,
             frontend: frontend.clone(),
@@ -184,10 +295,16 @@ impl Xenbus {
             phase: Phase::Stopped,
             state: XenbusState::InitWait,
             removing: false,
+            forced: false,
         };
-        slot.offer(store, self.domid);
+        slot.offer(store, domid);
         self.slots.push(slot);
-        frontend
+        Ok(frontend)
+    }
+
+    /// Whether the guest has this device, or had it and has not let go of it yet.
+    pub fn contains(&self, id: DeviceId) -> bool {
+        self.slots.iter().any(|slot| slot.id() == id)
     }
 
     /// A node below a frontend's directory changed.
@@ -215,22 +332,75 @@ impl Xenbus {
         self.forget_removed(store);
     }
 
-    /// Takes a device from the guest: asks the frontend to close; with `force` without waiting for it.
-    pub fn remove<S: Store>(&mut self, store: &mut S, class: &str, index: u32, force: bool) {
-        let Some(slot) =
-            self.slots.iter_mut().find(|s| s.device.class() == class && s.device.index() == index)
-        else {
-            return;
-        };
-        slot.removing = true;
-        store.write(&format!("{}/online", slot.backend), "0");
-        if force {
-            slot.stop();
-            store.remove(&slot.frontend.clone());
+    /// Asks the frontend to let go of a device; may be repeated. When it has, [`Xenbus::take_removed`] has the
+    /// device. False: there is no such device.
+    pub fn request_removal<S: Store>(&mut self, store: &mut S, id: DeviceId) -> bool {
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.id() == id) else { return false };
+        if !slot.removing {
+            slot.removing = true;
+            slot.write(store, "online", "0");
+            slot.set_state(store, XenbusState::Closing);
         }
-        slot.set_state(store, XenbusState::Closing);
         slot.step(store, &self.domain);
         self.forget_removed(store);
+        true
+    }
+
+    /// Takes a device from the guest, whatever its frontend does, as soon as the I/O in flight is done.
+    /// False: there is no such device.
+    pub fn force_removal<S: Store>(&mut self, store: &mut S, id: DeviceId) -> bool {
+        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.id() == id) {
+            slot.forced = true;
+            slot.stop();
+        }
+        self.request_removal(store, id)
+    }
+
+    /// The frontend has had its time. Returns what becomes of the device; `None`: there is no such device, or
+    /// its removal was not asked for.
+    pub fn removal_overdue<S: Store>(&mut self, store: &mut S, id: DeviceId) -> Option<Overdue> {
+        let slot = self.slots.iter_mut().find(|slot| slot.id() == id && slot.removing)?;
+        match slot.phase {
+            Phase::Stopped => {
+                self.force_removal(store, id);
+                Some(Overdue::Removed)
+            }
+            Phase::Stopping => Some(Overdue::Draining),
+            Phase::Connected if slot.frontend_state(store) == XenbusState::Closing => Some(Overdue::InUse),
+            Phase::Connected => {
+                slot.removing = false;
+                slot.write(store, "online", "1");
+                slot.set_state(store, XenbusState::Connected);
+                Some(Overdue::Ignored)
+            }
+        }
+    }
+
+    /// The devices that went since the last call.
+    pub fn take_removed(&mut self) -> Vec<Removed> {
+        std::mem::take(&mut self.removed)
+    }
+
+    /// Removes the backend directories of devices that are gone, when the guest's driver has let go of them:
+    /// `watched` says whether the guest watches anything below a path. True: there were some. Until then the
+    /// driver must read Closed there. A driver that finds no state does nothing, and Linux would go on to write
+    /// what its page cache has for the disk, to a ring that nobody serves.
+    pub fn sweep<S: Store>(&mut self, store: &mut S, watched: impl Fn(&S, &str) -> bool) -> bool {
+        let before = self.left.len();
+        self.left.retain(|(_, backend)| {
+            let keep = watched(store, backend);
+            if !keep {
+                store.remove(backend);
+            }
+            keep
+        });
+        self.left.len() < before
+    }
+
+    /// Whether the guest's driver still holds on to a device that is gone. Linux would not notice if another one
+    /// came in its place now: it looks whether there is a directory, and there is one again.
+    pub fn is_leaving(&self, id: DeviceId) -> bool {
+        self.left.iter().any(|(left, _)| *left == id)
     }
 
     /// Stops all queues, when the domain ends. [`Xenbus::all_stopped`] tells when they have.
@@ -247,23 +417,47 @@ impl Xenbus {
     }
 
     /// All devices, for `xvmm info`.
-    pub fn devices(&self) -> impl Iterator<Item = (&dyn BackendDevice, bool)> {
-        self.slots.iter().map(|s| (&*s.device, s.phase == Phase::Connected))
+    pub fn devices(&self) -> impl Iterator<Item = DeviceStatus<'_>> {
+        self.slots.iter().map(|slot| DeviceStatus {
+            device: &*slot.device,
+            state: slot.state,
+            connected: slot.phase == Phase::Connected,
+            removing: slot.removing,
+        })
     }
 
     fn forget_removed<S: Store>(&mut self, store: &mut S) {
-        self.slots.retain(|slot| {
-            let gone = slot.removing && slot.phase == Phase::Stopped && slot.state == XenbusState::Closed;
-            if gone {
-                store.remove(&slot.frontend);
-                store.remove(&slot.backend);
-            }
-            !gone
-        });
+        let gone = |slot: &mut Slot| {
+            slot.removing && slot.phase == Phase::Stopped && slot.state == XenbusState::Closed
+        };
+        for slot in self.slots.extract_if(.., gone) {
+            store.remove(&slot.error_directory());
+            store.remove(&slot.frontend);
+            let id = DeviceId::of(&*slot.device);
+            self.left.push((id, slot.backend));
+            self.removed.push(Removed { id, frontend: slot.frontend, device: slot.device });
+        }
     }
 }
 
 impl Slot {
+    fn id(&self) -> DeviceId {
+        DeviceId::of(&*self.device)
+    }
+
+    fn frontend_state<S: Store>(&self, store: &S) -> XenbusState {
+        XenbusState::parse(store.read(&format!("{}/state", self.frontend)))
+    }
+
+    /// Where a driver, and we for it, tell what went wrong.
+    fn error_directory(&self) -> String {
+        self.frontend.replacen("/device/", "/error/device/", 1)
+    }
+
+    fn write<S: Store>(&self, store: &mut S, key: &str, value: &str) {
+        store.write(&format!("{}/{key}", self.backend), value);
+    }
+
     fn offer<S: Store>(&self, store: &mut S, domid: DomId) {
         store.make_directory(&self.backend, DomId::DOM0, domid);
         store.make_directory(&self.frontend, domid, DomId::DOM0);
@@ -276,7 +470,7 @@ impl Slot {
             ],
         );
         self.write_keys(store, &self.device.backend_keys());
-        store.write(&format!("{}/state", self.backend), &(self.state as u8).to_string());
+        self.write(store, "state", &(self.state as u8).to_string());
         let mut keys = self.device.frontend_keys();
         keys.push(("backend".into(), self.backend.clone()));
         keys.push(("backend-id".into(), DomId::DOM0.to_string()));
@@ -289,13 +483,13 @@ impl Slot {
 
     fn write_keys<S: Store>(&self, store: &mut S, keys: &[(String, String)]) {
         for (key, value) in keys {
-            store.write(&format!("{}/{key}", self.backend), value);
+            self.write(store, key, value);
         }
     }
 
     fn set_state<S: Store>(&mut self, store: &mut S, state: XenbusState) {
         self.state = state;
-        store.write(&format!("{}/state", self.backend), &(state as u8).to_string());
+        self.write(store, "state", &(state as u8).to_string());
     }
 
     fn stop(&mut self) {
@@ -308,9 +502,10 @@ impl Slot {
     /// Brings the backend to where the frontend's state asks it to be. Called at any time, any number of times.
     fn step<S: Store>(&mut self, store: &mut S, domain: &DomainHandle) {
         use XenbusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising, Unknown};
-        let front = XenbusState::parse(store.read(&format!("{}/state", self.frontend)));
-        // Closing, Closed, gone, or started anew (a crash kernel): whatever was connected ends.
-        if matches!(front, Closing | Closed | Initialising | Unknown) {
+        let front = self.frontend_state(store);
+        // Closed, gone, or started anew (a crash kernel): whatever was connected ends. Not yet with Closing: a
+        // frontend whose device is in use stays there and goes on sending requests (Linux before 5.14).
+        if matches!(front, Closed | Initialising | Unknown) {
             self.stop();
         }
         if front == Closing && self.state != Closing && self.state != Closed {
@@ -323,6 +518,12 @@ impl Slot {
             self.phase = Phase::Stopped;
         }
         if self.phase == Phase::Connected {
+            return;
+        }
+        if self.forced {
+            if self.state != Closed {
+                self.set_state(store, Closed);
+            }
             return;
         }
         match front {
@@ -348,8 +549,7 @@ impl Slot {
             }
             Err(error) => {
                 tracing::warn!(device = self.backend, %error, "the guest's driver cannot be connected");
-                let place = self.frontend.replacen("/device/", "/error/device/", 1);
-                store.write(&format!("{place}/error"), &error.to_string());
+                store.write(&format!("{}/error", self.error_directory()), &error.to_string());
                 self.set_state(store, XenbusState::Closing);
             }
         }
@@ -357,243 +557,4 @@ impl Slot {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use std::collections::BTreeMap;
-    use std::sync::{Arc, Mutex};
-
-    use super::*;
-    use crate::testing::FakeGuest;
-
-    #[derive(Default)]
-    struct MemoryStore(BTreeMap<String, String>);
-
-    impl Store for MemoryStore {
-        fn read(&self, path: &str) -> Option<String> {
-            self.0.get(path).cloned()
-        }
-        fn write(&mut self, path: &str, value: &str) {
-            self.0.insert(path.into(), value.into());
-        }
-        fn remove(&mut self, path: &str) {
-            self.0.retain(|key, _| key != path && !key.starts_with(&format!("{path}/")));
-        }
-        fn make_directory(&mut self, _: &str, _: DomId, _: DomId) {}
-    }
-
-    /// What happened to a device, in order; and how it behaves.
-    #[derive(Default)]
-    struct Record {
-        calls: Vec<&'static str>,
-        slow_to_stop: bool,
-        refuse: bool,
-        update: Option<Keys>,
-    }
-
-    struct TestDevice(Arc<Mutex<Record>>);
-
-    impl BackendDevice for TestDevice {
-        fn class(&self) -> &'static str {
-            "vbd"
-        }
-        fn index(&self) -> u32 {
-            51712
-        }
-        fn frontend_keys(&self) -> Keys {
-            vec![("virtual-device".into(), "51712".into())]
-        }
-        fn backend_keys(&self) -> Keys {
-            vec![("mode".into(), "w".into())]
-        }
-        fn connect(&mut self, frontend: &dyn FrontendKeys, _: &DomainHandle) -> Result<Keys, ConnectError> {
-            let mut record = self.0.lock().unwrap();
-            if record.refuse {
-                return Err(ConnectError("no ring".into()));
-            }
-            record.calls.push("connect");
-            Ok(vec![("saw".into(), frontend.read("ring-ref").unwrap_or_default())])
-        }
-        fn disconnect(&mut self) {
-            self.0.lock().unwrap().calls.push("disconnect");
-        }
-        fn is_stopped(&mut self) -> bool {
-            !self.0.lock().unwrap().slow_to_stop
-        }
-        fn take_update(&mut self) -> Option<Keys> {
-            self.0.lock().unwrap().update.take()
-        }
-    }
-
-    const FRONT: &str = "/local/domain/1/device/vbd/51712";
-    const BACK: &str = "/local/domain/0/backend/vbd/1/51712";
-
-    struct Bench {
-        store: MemoryStore,
-        xenbus: Xenbus,
-        record: Arc<Mutex<Record>>,
-    }
-
-    impl Bench {
-        fn new() -> Self {
-            let record = Arc::new(Mutex::new(Record::default()));
-            let mut store = MemoryStore::default();
-            let mut xenbus = Xenbus::new(DomId(1), FakeGuest::new(1).domain);
-            assert_eq!(xenbus.add(&mut store, Box::new(TestDevice(Arc::clone(&record)))), FRONT);
-            Self { store, xenbus, record }
-        }
-
-        /// The frontend goes to `state`; returns the backend's.
-        fn front(&mut self, state: &str) -> String {
-            self.store.write(&format!("{FRONT}/state"), state);
-            self.xenbus.frontend_changed(&mut self.store, &format!("{FRONT}/state"));
-            self.back()
-        }
-
-        fn back(&self) -> String {
-            self.store.read(&format!("{BACK}/state")).unwrap_or_default()
-        }
-
-        fn calls(&self) -> Vec<&'static str> {
-            self.record.lock().unwrap().calls.clone()
-        }
-    }
-
-    #[test]
-    fn a_device_is_offered_with_its_keys_and_states() {
-        let expected = [
-            (format!("{BACK}/frontend"), FRONT),
-            (format!("{BACK}/frontend-id"), "1"),
-            (format!("{BACK}/mode"), "w"),
-            (format!("{BACK}/online"), "1"),
-            (format!("{BACK}/state"), "2"),
-            (format!("{FRONT}/backend"), BACK),
-            (format!("{FRONT}/backend-id"), "0"),
-            (format!("{FRONT}/state"), "1"),
-            (format!("{FRONT}/virtual-device"), "51712"),
-        ];
-        let expected: BTreeMap<_, _> = expected.map(|(key, value)| (key, value.to_owned())).into();
-        assert_eq!(Bench::new().store.0, expected);
-    }
-
-    #[test]
-    fn an_orderly_frontend_connects_closes_and_connects_again() {
-        let mut bench = Bench::new();
-        bench.store.write(&format!("{FRONT}/ring-ref"), "8");
-        assert_eq!(bench.front("3"), "4");
-        assert_eq!(bench.store.read(&format!("{BACK}/saw")).unwrap(), "8");
-        assert_eq!(bench.front("4"), "4");
-        assert_eq!(bench.front("5"), "5");
-        assert_eq!(bench.front("6"), "6");
-        // netfront waits in Closed until its module is loaded again.
-        assert_eq!(bench.front("6"), "6");
-        assert_eq!(bench.front("1"), "2");
-        assert_eq!(bench.front("4"), "4");
-        assert_eq!(bench.calls(), ["connect", "disconnect", "connect"]);
-    }
-
-    #[test]
-    fn a_frontend_that_lets_go_without_closing_finds_the_backend_connected() {
-        let mut bench = Bench::new();
-        bench.front("3");
-        bench.front("4");
-        assert_eq!(bench.front("6"), "4");
-        assert_eq!(bench.calls(), ["connect", "disconnect"]);
-        assert_eq!(bench.front("3"), "4");
-        assert_eq!(bench.calls(), ["connect", "disconnect", "connect"]);
-    }
-
-    #[test]
-    fn nothing_is_connected_while_a_former_connection_holds_pages() {
-        let mut bench = Bench::new();
-        bench.front("4");
-        bench.record.lock().unwrap().slow_to_stop = true;
-        assert_eq!(bench.front("5"), "5");
-        assert_eq!(bench.front("6"), "5");
-        assert_eq!(bench.front("3"), "5");
-        assert_eq!(bench.front("1"), "5");
-        bench.record.lock().unwrap().slow_to_stop = false;
-        bench.xenbus.kicked(&mut bench.store);
-        assert_eq!(bench.back(), "2");
-        assert_eq!(bench.front("3"), "4");
-        assert_eq!(bench.calls(), ["connect", "disconnect", "connect"]);
-    }
-
-    #[test]
-    fn a_frontend_that_starts_anew_is_disconnected_first() {
-        let mut bench = Bench::new();
-        bench.front("4");
-        assert_eq!(bench.front("1"), "2");
-        assert_eq!(bench.calls(), ["connect", "disconnect"]);
-    }
-
-    #[test]
-    fn a_removed_frontend_directory_closes_the_backend() {
-        let mut bench = Bench::new();
-        bench.front("4");
-        bench.store.remove(FRONT);
-        bench.xenbus.frontend_changed(&mut bench.store, FRONT);
-        assert_eq!(bench.back(), "6");
-        assert_eq!(bench.calls(), ["connect", "disconnect"]);
-    }
-
-    #[test]
-    fn a_refused_frontend_is_told_why_and_not_tried_again() {
-        let mut bench = Bench::new();
-        bench.record.lock().unwrap().refuse = true;
-        assert_eq!(bench.front("3"), "5");
-        let error = bench.store.read("/local/domain/1/error/device/vbd/51712/error");
-        assert_eq!(error.unwrap(), "no ring");
-        bench.record.lock().unwrap().refuse = false;
-        bench.xenbus.kicked(&mut bench.store);
-        assert_eq!(bench.back(), "5");
-        bench.front("6");
-        assert_eq!(bench.front("1"), "2");
-        assert_eq!(bench.front("3"), "4");
-    }
-
-    #[test]
-    fn states_that_are_none_disconnect_and_harm_nothing() {
-        let mut bench = Bench::new();
-        for state in ["4", "99", "", "-1", "4", "\0", "5", "5", "2", "7", "8", "6", "1", "3"] {
-            bench.front(state);
-        }
-        assert_eq!(bench.back(), "4");
-    }
-
-    #[test]
-    fn a_changed_size_is_announced_by_writing_the_state_again() {
-        let mut bench = Bench::new();
-        bench.front("4");
-        bench.record.lock().unwrap().update = Some(vec![("sectors".into(), "2048".into())]);
-        bench.store.0.remove(&format!("{BACK}/state"));
-        bench.xenbus.kicked(&mut bench.store);
-        assert_eq!(bench.store.read(&format!("{BACK}/sectors")).unwrap(), "2048");
-        assert_eq!(bench.back(), "4");
-    }
-
-    #[test]
-    fn a_removal_waits_for_the_frontend() {
-        let mut bench = Bench::new();
-        bench.front("4");
-        bench.xenbus.remove(&mut bench.store, "vbd", 51712, false);
-        assert_eq!(bench.back(), "5");
-        assert_eq!(bench.store.read(&format!("{BACK}/online")).unwrap(), "0");
-        bench.front("5");
-        bench.front("6");
-        assert!(
-            !bench.store.0.keys().any(|k| k.starts_with(FRONT) || k.starts_with(BACK)),
-            "{:?}",
-            bench.store.0
-        );
-    }
-
-    #[test]
-    fn a_forced_removal_does_not_wait() {
-        let mut bench = Bench::new();
-        bench.front("4");
-        bench.xenbus.remove(&mut bench.store, "vbd", 51712, true);
-        assert!(bench.store.0.is_empty(), "{:?}", bench.store.0);
-        assert_eq!(bench.calls(), ["connect", "disconnect"]);
-    }
-}
+mod tests;

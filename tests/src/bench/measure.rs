@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::load;
 use super::peers::{BRIDGE, HOST_ADDRESS, Load, MEMORY_MIB, Peer, TAP};
+use crate::kvm::Kvm;
 use crate::packages::run;
 use crate::{Result, fail};
 
@@ -29,6 +30,7 @@ pub fn inside(words: &[String]) -> Result<ExitCode> {
     };
     let (rounds, loads): (u32, u32) = (rounds.parse()?, loads.parse()?);
     let peers: Vec<Peer> = names.iter().filter_map(|name| Peer::find(name)).collect();
+    let _vm = Kvm::open()?.empty_vm()?;
     let bench = Bench::new(Path::new(disk))?;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     println!("@@ HOST {}", release.trim());

@@ -167,6 +167,7 @@ fn nested(options: &Options, cache: &Cache, xvmm: &Path, made: &material::Materi
     );
     let mut host = Host::new(cache, script)?;
     host.memory = HOST_MIB;
+    // QEMU as a guest's VMM does not boot reliably on one.
     host.processors = 2;
     host.programs.push(("/usr/bin/xvmm".to_owned(), xvmm.to_owned()));
     host.files.push(("/tests/brd.ko".to_owned(), made.ram_disk_module.clone()));

@@ -22,7 +22,7 @@ pub fn boot(bench: &Bench) -> Result<()> {
 
 /// 33 vCPUs: one more than have a place in the shared info page.
 pub fn many_vcpus(bench: &Bench) -> Result<()> {
-    let mut guest = bench.guest().vcpus(33).memory("1G").start()?;
+    let mut guest = bench.guest().vcpus(33).memory("1G").words("lpj=1000000").start()?;
     let vcpus = guest.sh("nproc")?;
     check!(vcpus == "33", "{vcpus} of 33 processors are online");
     // The last ones do work: each runs a process that is bound to it.

@@ -12,6 +12,7 @@ use crate::{Result, check, fail};
 pub mod boot;
 mod cost;
 mod disk;
+mod hotplug;
 pub mod isolation;
 mod life;
 pub mod net;
@@ -101,6 +102,8 @@ const TESTS: &[Test] = &[
     Test::new("disks", OLD, disk::disks),
     Test::new("file-system", SMALL, disk::file_system),
     Test::new("resize", SMALL, disk::resize).single(),
+    Test::new("hotplug", LARGE, hotplug::hotplug).limit(900),
+    Test::new("media", OLD, hotplug::media),
     Test::new("net", OLD_LARGE, net::net),
     Test::new("three-guests", SMALL, net::three_guests),
     Test::new("reboot", SMALL, life::reboot),
@@ -111,7 +114,7 @@ const TESTS: &[Test] = &[
     Test::new("reload", LARGE, life::reload).limit(900),
     Test::new("xenstore", SMALL, xenstore::xenstore),
     Test::new("foreign-domains", SMALL, isolation::foreign_domains).single(),
-    Test::new("many-vcpus", SMALL, boot::many_vcpus).single().limit(900),
+    Test::new("many-vcpus", SMALL, boot::many_vcpus).single().limit(1000),
     Test::new("much-memory", SMALL, boot::much_memory).single(),
     Test::new("eight-interfaces", SMALL, boot::eight_interfaces).single(),
     Test::new("grub", SMALL, boot::grub).single(),

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::ShutdownKind;
+use super::{DeviceChange, ShutdownKind};
 
 /// Bytes of the longest answer that is read.
 const ANSWER_MAX: u64 = 1 << 20;
 
 /// How long the server may be silent. Its answers need no work: a silent one hangs.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the host may take to open and close images: iSCSI targets are looked for, logged in to and out of.
+const STORAGE_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Speaks to the API of one domain.
 #[derive(Clone, Debug)]
@@ -37,8 +39,13 @@ pub enum ApiError {
     #[error("{}: the answer is not one of the API; is it a socket of xvmm?", .0.display())]
     Answer(PathBuf),
     /// The domain answered that it cannot.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{sentence}")]
+    Refused {
+        /// The answer.
+        sentence: String,
+        /// The exit status that it names.
+        status: Option<u8>,
+    },
 }
 
 impl ApiClient {
@@ -72,6 +79,17 @@ impl ApiClient {
         self.request("PUT", "vm.destroy", None).map(drop)
     }
 
+    /// Adds or takes away a device; returns when that is done. The answer depends on the change.
+    pub fn change_devices(&self, change: &DeviceChange) -> Result<Value, ApiError> {
+        let (body, timeout) = match change {
+            DeviceChange::BlockAttach(body) => (json!(body), None),
+            DeviceChange::BlockDetach(body) | DeviceChange::CdEject(body) => (json!(body), body.timeout),
+            DeviceChange::CdInsert(body) => (json!(body), body.timeout),
+        };
+        let patient = self.clone().with_timeout(STORAGE_TIMEOUT.saturating_add(timeout.unwrap_or_default()));
+        patient.request("PUT", change.verb(), Some(body))
+    }
+
     fn request(&self, method: &str, verb: &str, body: Option<Value>) -> Result<Value, ApiError> {
         let body = body.map(|body| body.to_string()).unwrap_or_default();
         let request = format!(
@@ -86,7 +104,9 @@ impl ApiClient {
             return Ok(body);
         }
         let sentence = body.get("error").and_then(Value::as_str);
-        Err(ApiError::Refused(sentence.map_or_else(|| format!("the API answers {status}"), str::to_owned)))
+        let sentence = sentence.map_or_else(|| format!("the API answers {status}"), str::to_owned);
+        let status = body.get("status").and_then(Value::as_u64).and_then(|status| status.try_into().ok());
+        Err(ApiError::Refused { sentence, status })
     }
 
     fn exchange(&self, request: &[u8]) -> io::Result<Vec<u8>> {

@@ -6,18 +6,27 @@
 //! | `PUT /api/v1/vm.shutdown` | `{"timeout": SECONDS}` or nothing | 204; the guest is asked to switch itself off |
 //! | `PUT /api/v1/vm.reboot` | as above | 204; the guest is asked to reboot |
 //! | `PUT /api/v1/vm.destroy` | | 204; the guest stops at once |
+//! | `PUT /api/v1/vm.block-attach` | [`BlockAttach`] | 200 and `{"vdev": NAME}` when the guest is offered the disk |
+//! | `PUT /api/v1/vm.block-detach` | [`BlockDetach`] | 204 when the disk is gone and its image closed |
+//! | `PUT /api/v1/vm.cd-insert` | [`CdInsert`] | 204 when the guest is offered the new medium |
+//! | `PUT /api/v1/vm.cd-eject` | [`BlockDetach`] | 204 when the medium is gone and its image closed |
 //!
-//! An error has a 4xx status and the body `{"error": "one sentence"}`; 409 says that the guest cannot do it
+//! An error has a 4xx status and the body `{"error": "one sentence"}`, with the exit status of the command as
+//! `"status"` where there is one of its own; 409 says that the guest cannot do it
 //! now. The socket is in a folder of mode 0700 and has mode 0600 itself: who can open it may do everything.
 
 pub mod client;
+mod devices;
 pub mod http;
+mod reply;
 mod routes;
 mod server;
 
 use std::time::Duration;
 
 pub use client::{ApiClient, ApiError};
+pub use devices::{BlockAttach, BlockDetach, CdInsert, DeviceChange};
+pub use reply::{Outbox, Reply};
 pub use server::ApiServer;
 
 /// What the guest is asked to do.
@@ -59,6 +68,9 @@ pub trait ApiHandler {
 
     /// Stops the guest at once. The process ends after the answer is on its way.
     fn destroy(&mut self) -> Result<(), String>;
+
+    /// Adds or takes away a device; the answer is sent when that is done.
+    fn change_devices(&mut self, change: DeviceChange, reply: Reply);
 }
 
 impl<T: ApiHandler + ?Sized> ApiHandler for Box<T> {
@@ -72,5 +84,9 @@ impl<T: ApiHandler + ?Sized> ApiHandler for Box<T> {
 
     fn destroy(&mut self) -> Result<(), String> {
         (**self).destroy()
+    }
+
+    fn change_devices(&mut self, change: DeviceChange, reply: Reply) {
+        (**self).change_devices(change, reply);
     }
 }

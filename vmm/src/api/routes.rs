@@ -1,14 +1,30 @@
 //! From a request to the domain and back.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
+use super::devices::{DeviceChange, TIMEOUT_MAX};
 use super::http::{Request, Response};
+use super::reply::{Outbox, Ticket};
 use super::{ApiHandler, Shutdown, ShutdownKind};
 
-/// The longest timeout, in seconds: a year.
-const TIMEOUT_MAX: f64 = 365.0 * 86400.0;
+/// What a request comes to.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// The answer.
+    Now(Response),
+    /// The outbox will have the answer.
+    Later(Ticket),
+}
+
+impl From<Response> for Answer {
+    fn from(response: Response) -> Answer {
+        Answer::Now(response)
+    }
+}
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -16,27 +32,38 @@ struct ShutdownBody {
     timeout: Option<f64>,
 }
 
+type Action = fn(&Request, &mut dyn ApiHandler, &Rc<Outbox>) -> Answer;
+
 /// Does what the request says.
-pub(super) fn answer(request: &Request, handler: &mut dyn ApiHandler) -> Response {
-    let (allow, act): (_, fn(&Request, &mut dyn ApiHandler) -> Response) = match request.path.as_str() {
-        "/api/v1/vm.info" => ("GET", |_, handler| Response::json(200, handler.info())),
+pub(super) fn answer(request: &Request, handler: &mut dyn ApiHandler, outbox: &Rc<Outbox>) -> Answer {
+    let (allow, act): (_, Action) = match request.path.as_str() {
+        "/api/v1/vm.info" => ("GET", |_, handler, _| Response::json(200, handler.info()).into()),
         "/api/v1/vm.shutdown" => {
-            ("PUT", |request, handler| shutdown(request, ShutdownKind::Poweroff, handler))
+            ("PUT", |request, handler, _| shutdown(request, ShutdownKind::Poweroff, handler).into())
         }
-        "/api/v1/vm.reboot" => ("PUT", |request, handler| shutdown(request, ShutdownKind::Reboot, handler)),
-        "/api/v1/vm.destroy" => ("PUT", |_, handler| done(handler.destroy())),
+        "/api/v1/vm.reboot" => {
+            ("PUT", |request, handler, _| shutdown(request, ShutdownKind::Reboot, handler).into())
+        }
+        "/api/v1/vm.destroy" => ("PUT", |_, handler, _| done(handler.destroy()).into()),
+        "/api/v1/vm.block-attach" => {
+            ("PUT", |r, handler, o| change(r, DeviceChange::BlockAttach, handler, o))
+        }
+        "/api/v1/vm.block-detach" => {
+            ("PUT", |r, handler, o| change(r, DeviceChange::BlockDetach, handler, o))
+        }
+        "/api/v1/vm.cd-insert" => ("PUT", |r, handler, o| change(r, DeviceChange::CdInsert, handler, o)),
+        "/api/v1/vm.cd-eject" => ("PUT", |r, handler, o| change(r, DeviceChange::CdEject, handler, o)),
         _ => {
-            return Response::error(
-                404,
-                "there is no such path; the API is /api/v1/vm.{info,shutdown,reboot,destroy}",
-            );
+            let sentence = "there is no such path; the API is \
+                            /api/v1/vm.{info,shutdown,reboot,destroy,block-attach,block-detach,cd-insert,cd-eject}";
+            return Response::error(404, sentence).into();
         }
     };
     if request.method != allow {
         let error = Response::error(405, &format!("the method of this path is {allow}"));
-        return Response { allow: Some(allow), ..error };
+        return Response { allow: Some(allow), ..error }.into();
     }
-    act(request, handler)
+    act(request, handler, outbox)
 }
 
 fn shutdown(request: &Request, kind: ShutdownKind, handler: &mut dyn ApiHandler) -> Response {
@@ -55,6 +82,23 @@ fn shutdown(request: &Request, kind: ShutdownKind, handler: &mut dyn ApiHandler)
         }
     };
     done(handler.shutdown(Shutdown { kind, timeout }))
+}
+
+fn change<T: DeserializeOwned>(
+    request: &Request,
+    kind: fn(T) -> DeviceChange,
+    handler: &mut dyn ApiHandler,
+    outbox: &Rc<Outbox>,
+) -> Answer {
+    match serde_json::from_slice(&request.body) {
+        Ok(body) => {
+            let reply = outbox.reply();
+            let ticket = reply.ticket();
+            handler.change_devices(kind(body), reply);
+            Answer::Later(ticket)
+        }
+        Err(error) => Response::error(400, &format!("the body is not one of this request: {error}")).into(),
+    }
 }
 
 fn done(result: Result<(), String>) -> Response {

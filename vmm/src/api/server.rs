@@ -7,14 +7,18 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::rc::Rc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
+use super::ApiHandler;
 use super::http::{self, Response};
-use super::{ApiHandler, routes};
+use super::reply::{Outbox, Ticket};
+use super::routes::{self, Answer};
 
 /// Clients at a time. When one more comes, the one that was silent for the longest time is dropped: idle
-/// connections can neither use up descriptors nor lock anybody out.
+/// connections can neither use up descriptors nor lock anybody out. Those that wait for an answer are not
+/// silent, and go only where all do.
 const CLIENTS_MAX: usize = 16;
 
 /// Bytes taken from a client per event, so that a busy one leaves the loop to the others.
@@ -25,6 +29,7 @@ const READ_CHUNK: usize = 4096;
 pub struct ApiServer<H> {
     listener: UnixListener,
     handler: H,
+    outbox: Rc<Outbox>,
     clients: BTreeMap<RawFd, Client>,
     /// Counts events, to tell who was silent the longest.
     clock: u64,
@@ -39,6 +44,8 @@ struct Client {
     output: Vec<u8>,
     /// The connection ends behind the output.
     closing: bool,
+    /// The answer to its last request is still to come. Nothing is read meanwhile.
+    waiting: Option<Ticket>,
     last_active: u64,
 }
 
@@ -48,12 +55,47 @@ impl<H: ApiHandler> ApiServer<H> {
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, Permissions::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
-        Ok(ApiServer { listener, handler, clients: BTreeMap::new(), clock: 0 })
+        Ok(ApiServer { listener, handler, outbox: Outbox::new()?, clients: BTreeMap::new(), clock: 0 })
     }
 
     /// The domain behind the API.
     pub fn handler(&self) -> &H {
         &self.handler
+    }
+
+    /// Sends the answers that have become ready, as far as they can be sent at once: the server ends.
+    pub fn finish(&mut self) {
+        for (ticket, response) in self.outbox.take() {
+            if let Some(client) = self.clients.values_mut().find(|c| c.waiting == Some(ticket)) {
+                client.take_answer(&response);
+                let _ = client.send();
+            }
+        }
+    }
+
+    /// Passes on the answers that have become ready.
+    fn deliver(&mut self, ops: &mut EventOps) {
+        for (ticket, response) in self.outbox.take() {
+            // A client that did not wait for its answer does not get it.
+            let Some((fd, client)) = self.clients.iter_mut().find(|(_, c)| c.waiting == Some(ticket)) else {
+                continue;
+            };
+            let fd = *fd;
+            client.take_answer(&response);
+            let result = client.go_on(&mut self.handler, &self.outbox);
+            self.settle(fd, result, ops);
+        }
+    }
+
+    /// Waits for what the client is to do next, or drops it.
+    fn settle(&mut self, fd: RawFd, result: io::Result<()>, ops: &mut EventOps) {
+        let Some(client) = self.clients.get(&fd) else { return };
+        if result
+            .and_then(|()| ops.modify(Events::new(&client.stream, client.wanted())).map_err(io::Error::other))
+            .is_err()
+        {
+            self.close(fd, ops);
+        }
     }
 
     /// Takes in everybody who waits: the listener is watched for edges, so that a failing accept does not
@@ -70,7 +112,7 @@ impl<H: ApiHandler> ApiServer<H> {
                 }
             };
             if self.clients.len() >= CLIENTS_MAX {
-                let silent = self.clients.iter().min_by_key(|(_, client)| client.last_active);
+                let silent = self.clients.iter().min_by_key(|(_, c)| (c.waiting.is_some(), c.last_active));
                 if let Some(fd) = silent.map(|(fd, _)| *fd) {
                     self.close(fd, ops);
                 }
@@ -79,7 +121,8 @@ impl<H: ApiHandler> ApiServer<H> {
                 continue;
             }
             let (input, output) = (Vec::new(), Vec::new());
-            let client = Client { stream, input, output, closing: false, last_active: self.clock };
+            let last_active = self.clock;
+            let client = Client { stream, input, output, closing: false, waiting: None, last_active };
             self.clients.insert(client.stream.as_raw_fd(), client);
         }
     }
@@ -94,7 +137,8 @@ impl<H: ApiHandler> ApiServer<H> {
 impl<H: ApiHandler> MutEventSubscriber for ApiServer<H> {
     fn init(&mut self, ops: &mut EventOps) {
         let events = Events::new(&self.listener, EventSet::IN | EventSet::EDGE_TRIGGERED);
-        if let Err(error) = ops.add(events) {
+        let answers = Events::new_raw(self.outbox.as_raw_fd(), EventSet::IN);
+        if let Err(error) = ops.add(events).and_then(|()| ops.add(answers)) {
             tracing::error!("the API cannot listen: {error}");
         }
     }
@@ -105,51 +149,76 @@ impl<H: ApiHandler> MutEventSubscriber for ApiServer<H> {
         if fd == self.listener.as_raw_fd() {
             return self.accept(ops);
         }
+        if fd == self.outbox.as_raw_fd() {
+            return self.deliver(ops);
+        }
         let Some(client) = self.clients.get_mut(&fd) else { return };
         client.last_active = self.clock;
-        match client.advance(events.event_set(), &mut self.handler) {
-            Ok(()) => {
-                let wanted = if client.output.is_empty() { EventSet::IN } else { EventSet::OUT };
-                if ops.modify(Events::new(&client.stream, wanted)).is_err() {
-                    self.close(fd, ops);
-                }
-            }
-            Err(_) => self.close(fd, ops),
-        }
+        let received = client.receive(events.event_set());
+        let result = received.and_then(|()| client.go_on(&mut self.handler, &self.outbox));
+        self.settle(fd, result, ops);
     }
 }
 
 impl Client {
-    /// Takes what came, answers, and sends what fits. An error ends the connection.
-    fn advance(&mut self, ready: EventSet, handler: &mut dyn ApiHandler) -> io::Result<()> {
-        if self.output.is_empty() {
-            if !ready.contains(EventSet::IN) {
-                return Err(ErrorKind::ConnectionReset.into());
-            }
-            let mut chunk = [0; READ_CHUNK];
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(len) => self.input.extend_from_slice(chunk.get(..len).unwrap_or_default()),
-                Err(error) if is_transient(&error) => return Ok(()),
-                Err(error) => return Err(error),
-            }
+    /// What is of interest about the client: while it waits for an answer, only that it goes.
+    fn wanted(&self) -> EventSet {
+        match (self.waiting, self.output.is_empty()) {
+            (Some(_), _) => EventSet::empty(),
+            (None, true) => EventSet::IN,
+            (None, false) => EventSet::OUT,
         }
+    }
+
+    /// Takes what came. An error ends the connection.
+    fn receive(&mut self, ready: EventSet) -> io::Result<()> {
+        if !self.output.is_empty() {
+            return Ok(());
+        }
+        if self.waiting.is_some() || !ready.contains(EventSet::IN) {
+            return Err(ErrorKind::ConnectionReset.into());
+        }
+        let mut chunk = [0; READ_CHUNK];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(len) => {
+                self.input.extend_from_slice(chunk.get(..len).unwrap_or_default());
+                Ok(())
+            }
+            Err(error) if is_transient(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Answers what was received, and sends what fits. An error ends the connection.
+    fn go_on(&mut self, handler: &mut dyn ApiHandler, outbox: &Rc<Outbox>) -> io::Result<()> {
         self.send()?;
         // Further requests may have come in one piece with the first.
-        while self.output.is_empty() && !self.closing {
-            let (response, keep_alive) = match http::parse(&self.input) {
+        while self.output.is_empty() && !self.closing && self.waiting.is_none() {
+            let (answer, keep_alive) = match http::parse(&self.input) {
                 Ok(None) => return Ok(()),
                 Ok(Some((request, used))) => {
                     self.input.drain(..used);
-                    (routes::answer(&request, handler), request.keep_alive)
+                    (routes::answer(&request, handler, outbox), request.keep_alive)
                 }
-                Err(bad) => (Response::from(bad), false),
+                Err(bad) => (Response::from(bad).into(), false),
             };
             self.closing = !keep_alive;
-            self.output = response.emit(keep_alive);
-            self.send()?;
+            match answer {
+                Answer::Now(response) => {
+                    self.output = response.emit(keep_alive);
+                    self.send()?;
+                }
+                Answer::Later(ticket) => self.waiting = Some(ticket),
+            }
         }
         Ok(())
+    }
+
+    /// The answer that the client waits for.
+    fn take_answer(&mut self, response: &Response) {
+        self.waiting = None;
+        self.output = response.emit(!self.closing);
     }
 
     fn send(&mut self) -> io::Result<()> {
@@ -162,7 +231,9 @@ impl Client {
                 Err(error) => return Err(error),
             }
         }
-        if self.closing { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+        // All is sent; unless the answer is still to come.
+        let done = self.closing && self.waiting.is_none();
+        if done { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 }
 
@@ -181,7 +252,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::api::{ApiClient, ApiError, Shutdown, ShutdownKind};
+    use crate::api::{
+        ApiClient, ApiError, BlockAttach, BlockDetach, CdInsert, DeviceChange, Reply, Shutdown, ShutdownKind,
+    };
+    use crate::exit::{ExitStatus, Failure};
 
     /// A domain that notes what it is told.
     #[derive(Default)]
@@ -189,6 +263,8 @@ mod tests {
         requests: Vec<Shutdown>,
         destroyed: bool,
         deaf: bool,
+        changes: Vec<DeviceChange>,
+        replies: Vec<Reply>,
     }
 
     #[derive(Clone, Default)]
@@ -208,6 +284,11 @@ mod tests {
         fn destroy(&mut self) -> Result<(), String> {
             self.0.borrow_mut().destroyed = true;
             Ok(())
+        }
+        fn change_devices(&mut self, change: DeviceChange, reply: Reply) {
+            let mut domain = self.0.borrow_mut();
+            domain.changes.push(change);
+            domain.replies.push(reply);
         }
     }
 
@@ -451,8 +532,161 @@ mod tests {
         fixture.domain.0.borrow_mut().deaf = true;
         let result = fixture.with_client(|client| client.shutdown(ShutdownKind::Poweroff, None));
         match result {
-            Err(ApiError::Refused(sentence)) => assert_eq!(sentence, "the guest does not listen"),
+            Err(ApiError::Refused { sentence, status: None }) => {
+                assert_eq!(sentence, "the guest does not listen")
+            }
             other => unreachable!("{other:?}"),
+        }
+    }
+
+    /// A request for a change of the devices.
+    fn put(verb: &str, body: &str) -> String {
+        format!("PUT /api/v1/vm.{verb} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    fn attach(spec: &str) -> DeviceChange {
+        DeviceChange::BlockAttach(BlockAttach { spec: spec.into(), directory: None })
+    }
+
+    fn detach(vdev: &str, force: bool, timeout: Option<f64>) -> BlockDetach {
+        BlockDetach { vdev: vdev.into(), force, timeout: timeout.map(Duration::from_secs_f64) }
+    }
+
+    #[test]
+    fn changes_of_devices_reach_the_domain() {
+        let insert = |directory: Option<&str>| CdInsert {
+            vdev: "xvdc".into(),
+            file: "a.iso".into(),
+            directory: directory.map(Into::into),
+            force: false,
+            timeout: None,
+        };
+        let table = [
+            ("block-attach", r#"{"spec":"a.img"}"#, Some(attach("a.img"))),
+            ("block-attach", r#"{"spec":1}"#, None),
+            ("block-attach", r#"{"spec":"a","colour":"blue"}"#, None),
+            ("block-attach", "", None),
+            (
+                "block-detach",
+                r#"{"vdev":"xvdb"}"#,
+                Some(DeviceChange::BlockDetach(detach("xvdb", false, None))),
+            ),
+            (
+                "block-detach",
+                r#"{"vdev":"51728","force":true,"timeout":0.5}"#,
+                Some(DeviceChange::BlockDetach(detach("51728", true, Some(0.5)))),
+            ),
+            ("block-detach", r#"{"vdev":"xvdb","timeout":-1}"#, None),
+            ("block-detach", r#"{"vdev":"xvdb","timeout":1e300}"#, None),
+            ("cd-eject", r#"{"vdev":"xvdc"}"#, Some(DeviceChange::CdEject(detach("xvdc", false, None)))),
+            (
+                "cd-insert",
+                r#"{"vdev":"xvdc","file":"a.iso","directory":"/srv"}"#,
+                Some(DeviceChange::CdInsert(insert(Some("/srv")))),
+            ),
+            ("cd-insert", r#"{"vdev":"xvdc"}"#, None),
+        ];
+        for (verb, body, expected) in table {
+            let mut fixture = Fixture::new();
+            let mut stream = fixture.connect();
+            stream.write_all(put(verb, body).as_bytes()).unwrap();
+            fixture.settle();
+            let changes: Vec<DeviceChange> = expected.into_iter().collect();
+            assert_eq!(fixture.domain.0.borrow().changes, changes, "{verb} {body}");
+            if changes.is_empty() {
+                let mut answer = [0; 12];
+                stream.read_exact(&mut answer).unwrap();
+                assert_eq!(&answer, b"HTTP/1.1 400", "{verb} {body}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_may_come_later_and_requests_behind_it_wait() {
+        let mut fixture = Fixture::new();
+        let mut stream = fixture.connect();
+        let requests = put("block-attach", r#"{"spec":"a"}"#) + "GET /api/v1/vm.info HTTP/1.1\r\n\r\n";
+        stream.write_all(requests.as_bytes()).unwrap();
+        fixture.settle();
+        stream.set_nonblocking(true).unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        let reply = fixture.domain.0.borrow_mut().replies.pop().unwrap();
+        reply.send(Ok(json!({"vdev": "xvdb"})));
+        fixture.settle();
+        let mut answers = [0; 4096];
+        let len = stream.read(&mut answers).unwrap();
+        let answers = String::from_utf8_lossy(&answers[..len]).into_owned();
+        let place = |text: &str| answers.find(text).unwrap_or_else(|| unreachable!("{text}: {answers}"));
+        assert!(place(r#"{"vdev":"xvdb"}"#) < place(r#"{"id":7,"name":"web"}"#), "{answers}");
+    }
+
+    #[test]
+    fn a_client_that_leaves_before_its_answer_is_forgotten() {
+        let mut fixture = Fixture::new();
+        let mut stream = fixture.connect();
+        stream.write_all(put("block-attach", r#"{"spec":"a"}"#).as_bytes()).unwrap();
+        fixture.settle();
+        drop(stream);
+        fixture.settle();
+        assert_eq!(fixture.clients(), 0);
+        fixture.domain.0.borrow_mut().replies.pop().unwrap().send(Ok(json!(null)));
+        fixture.settle();
+        assert!(fixture.exchange("GET /api/v1/vm.info HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
+    }
+
+    #[test]
+    fn those_who_wait_for_an_answer_are_not_pushed_out() {
+        let mut fixture = Fixture::new();
+        let mut waiting = fixture.connect();
+        waiting.write_all(put("block-attach", r#"{"spec":"a"}"#).as_bytes()).unwrap();
+        fixture.settle();
+        let _others: Vec<UnixStream> = (0..CLIENTS_MAX).map(|_| fixture.connect()).collect();
+        fixture.settle();
+        assert_eq!(fixture.clients(), CLIENTS_MAX);
+        fixture.domain.0.borrow_mut().replies.pop().unwrap().send(Ok(json!(null)));
+        fixture.settle();
+        let mut answer = [0; 12];
+        waiting.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 204");
+    }
+
+    #[test]
+    fn the_end_of_the_guest_is_the_last_answer() {
+        let mut fixture = Fixture::new();
+        let mut stream = fixture.connect();
+        stream.write_all(put("block-attach", r#"{"spec":"a"}"#).as_bytes()).unwrap();
+        fixture.settle();
+        fixture.domain.0.borrow_mut().replies.clear();
+        fixture.server.borrow_mut().finish();
+        let mut answer = [0; 1024];
+        let len = stream.read(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer[..len]).into_owned();
+        assert!(answer.starts_with("HTTP/1.1 409 ") && answer.contains("the guest has ended"), "{answer}");
+    }
+
+    #[test]
+    fn the_client_hears_what_became_of_a_change() {
+        let answers = [
+            (Ok(json!({"vdev": "xvdb"})), Ok(json!({"vdev": "xvdb"}))),
+            (Ok(json!(null)), Ok(json!(null))),
+            (
+                Err(Failure::new(ExitStatus::DiskInUse, "in use")),
+                Err(Failure::new(ExitStatus::DiskInUse, "in use")),
+            ),
+        ];
+        for (answer, expected) in answers {
+            let mut fixture = Fixture::new();
+            let client = ApiClient::new(&fixture.dir.path().join("api.sock"));
+            let thread = std::thread::spawn(move || client.change_devices(&attach("a")));
+            let mut answer = Some(answer);
+            while !thread.is_finished() {
+                fixture.events.run_with_timeout(1).unwrap();
+                if let Some(reply) = fixture.domain.0.borrow_mut().replies.pop() {
+                    reply.send(answer.take().unwrap());
+                }
+            }
+            assert_eq!(thread.join().unwrap().map_err(Failure::from), expected);
+            assert_eq!(fixture.domain.0.borrow().changes, [attach("a")]);
         }
     }
 }

@@ -16,9 +16,17 @@ Examples:
   xvmm console web            (Ctrl-] leaves it)
   xvmm shutdown --wait web
 
---disk FILE[,vdev=xvda][,ro]: disks without a vdev get the first free ones of xvda, xvdb, ... A name without a
-slash is looked for in the images folder, then in the current directory. A path with a comma in it goes into
-double quotes: --disk '\"a,b.img\",ro'.
+--disk SPEC is what xl's disk= takes, TARGET[,FORMAT[,VDEV[,ACCESS]]] and keys, and a few keys more:
+  web.img                                    raw, writable, the first free one of xvda, xvdb, ...
+  /dev/vg0/web,raw,xvda,ro                   a block device; formats: raw, qcow2, vhd; access: ro, rw, w!
+  web.img,format=qcow2,cache=writeback       cache=none|writeback|unsafe, queues=N, iops=N, bps=N[K|M|G], group=NAME,
+                                             enospc=error|pause, no-discard
+  phy:/dev/vg0/web,xvda,w                    the prefixes of xend: phy:, file:, tap:qcow2:, ...
+  /srv/install.iso,,hdc,cdrom                a CD-ROM
+  script=block-iscsi,target=iqn=NAME,portal=ADDRESS[,multipath=y][,lun=N][,chap=FILE]
+The format is raw unless it is stated. A name without a slash is looked for in the images folder, then in the
+current directory. target= comes last and takes all the rest; otherwise a path with a comma in it goes into double
+quotes: --disk '\"a,b.img\",ro'.
 --net BRIDGE[,mac=00:16:3e:xx:xx:xx][,vifname=NAME][,mtu=BYTES]: without a mac, a domain with a name always gets
 the same one. --net mac=... is plugged into xenbr0.
 SIGTERM and SIGINT ask the guest to shut down; the second one stops it.
@@ -59,6 +67,16 @@ pub(super) enum Command {
     Reboot(RebootArgs),
     /// Stop a guest at once
     Destroy(DomainArg),
+    /// Give a running guest one more disk; prints its name
+    BlockAttach(BlockAttachArgs),
+    /// Take a disk from a running guest
+    BlockDetach(BlockDetachArgs),
+    /// List the disks of a guest
+    BlockList(BlockListArgs),
+    /// Put another medium into a CD-ROM drive of a running guest
+    CdInsert(CdInsertArgs),
+    /// Take the medium out of a CD-ROM drive of a running guest
+    CdEject(BlockDetachArgs),
 }
 
 #[derive(Debug, Args)]
@@ -87,7 +105,7 @@ pub(super) struct RunArgs {
     /// Name of the domain, unique among those that run
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     pub(super) name: Option<String>,
-    /// A disk: FILE[,vdev=xvda][,ro]; may be given several times
+    /// A disk: FILE[,FORMAT[,VDEV[,ACCESS]]][,KEY=VALUE..], as in xl.cfg; may be given several times
     #[arg(long, value_name = "SPEC")]
     pub(super) disk: Vec<String>,
     /// A network interface: BRIDGE[,mac=..][,vifname=..][,mtu=..]; may be given several times
@@ -134,9 +152,57 @@ pub(super) struct RebootArgs {
     pub(super) timeout: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct BlockAttachArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// The disk, as behind --disk; several arguments are put together with commas
+    #[arg(required = true, value_name = "SPEC")]
+    pub(super) spec: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BlockDetachArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// The guest's name for the disk (xvdb), or its number in xenstore (51728)
+    pub(super) vdev: String,
+    /// Take it away even if the guest does not let go of it in time
+    #[arg(long)]
+    pub(super) force: bool,
+    /// How long the guest may take to let go of it [default: 10, with --force 5]
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub(super) timeout: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BlockListArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// As JSON, with all settings and counters
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CdInsertArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// The guest's name for the drive, or its number in xenstore
+    pub(super) vdev: String,
+    /// The image
+    pub(super) file: PathBuf,
+    /// Take the medium before away even if the guest does not let go of it in time
+    #[arg(long)]
+    pub(super) force: bool,
+    /// How long the guest may take to let go of the medium before [default: 10, with --force 5]
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub(super) timeout: Option<String>,
+}
+
 /// Puts `run` where the command is missing: `xvmm --kernel x` is `xvmm run --kernel x`.
 pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    const COMMANDS: [&str; 12] = [
+    const COMMANDS: [&str; 17] = [
         "run",
         "list",
         "console",
@@ -144,6 +210,11 @@ pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> 
         "shutdown",
         "reboot",
         "destroy",
+        "block-attach",
+        "block-detach",
+        "block-list",
+        "cd-insert",
+        "cd-eject",
         "help",
         "-h",
         "--help",
@@ -194,6 +265,7 @@ mod tests {
             ("xvmm --run-dir list --kernel x", "xvmm run --run-dir list --kernel x"),
             ("xvmm --run-dir x list", "xvmm --run-dir x list"),
             ("xvmm --run-dir=x list", "xvmm --run-dir=x list"),
+            ("xvmm block-attach web a.img", "xvmm block-attach web a.img"),
             ("xvmm --version", "xvmm --version"),
             ("xvmm frobnicate", "xvmm run frobnicate"),
         ] {

@@ -1,6 +1,10 @@
 //! The command line: one file per subcommand.
 
 mod args;
+mod block_attach;
+mod block_detach;
+mod block_list;
+mod cd_insert;
 mod console;
 mod destroy;
 mod info;
@@ -43,6 +47,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>, runner: Runner) -> ExitCod
         Command::Shutdown(args) => shutdown::shutdown(&run_dir, &args),
         Command::Reboot(args) => shutdown::reboot(&run_dir, &args),
         Command::Destroy(args) => destroy::destroy(&run_dir, &args.domain),
+        Command::BlockAttach(args) => block_attach::block_attach(&run_dir, &args),
+        Command::BlockDetach(args) => block_detach::block_detach(&run_dir, &args),
+        Command::BlockList(args) => block_list::block_list(&run_dir, &args),
+        Command::CdInsert(args) => cd_insert::cd_insert(&run_dir, &args),
+        Command::CdEject(args) => block_detach::cd_eject(&run_dir, &args),
     };
     result.unwrap_or_else(|failure| complain(&failure)).into()
 }
@@ -53,6 +62,11 @@ fn lookup(run_dir: &std::path::Path, wanted: &str) -> Result<(Registry, DomainEn
     let registry = Registry::open_existing(run_dir)?.ok_or_else(missing)?;
     let entry = registry.lookup(wanted)?;
     Ok((registry, entry))
+}
+
+/// The current directory, for relative names in a request.
+fn current_dir() -> Option<PathBuf> {
+    std::env::current_dir().ok()
 }
 
 fn path_variable(name: &str) -> Option<PathBuf> {

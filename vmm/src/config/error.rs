@@ -43,9 +43,20 @@ pub enum Problem {
     /// Two disks have the same name.
     #[error("two disks are called {0}; give one of them another vdev")]
     SameVdev(String),
+    /// A disk and a part of it are given as two disks.
+    #[error("{part} is a part of {disk}, which is a disk too; give one of them another vdev")]
+    VdevPart {
+        /// The whole disk.
+        disk: String,
+        /// The partition.
+        part: String,
+    },
     /// Two disks are the same image, and one of them is writable.
-    #[error("the image is given twice; a writable image can be one disk only")]
+    #[error("the image is given twice; a writable image can be one disk only, unless both say w!")]
     SameImage,
+    /// A format that there is not, or that is not served; the sentence says what to do.
+    #[error("{0}")]
+    Format(String),
     /// The address of an interface is none.
     #[error("{0}")]
     Mac(MacError),

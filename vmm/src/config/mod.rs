@@ -5,7 +5,9 @@
 //! [`crate::domain::preflight`].
 
 pub mod disk;
+mod disk_grammar;
 pub mod error;
+mod iscsi;
 pub mod net;
 mod spec;
 pub mod values;
@@ -16,7 +18,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use disk::{DiskConfig, DiskSpec};
+pub use disk::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource, DiskSpec, IscsiTarget};
 pub use error::{ConfigError, Problem};
 pub use net::NetConfig;
 pub use netback::MacAddr;
@@ -98,14 +100,17 @@ impl DomainConfig {
         if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
             return Err(ConfigError::new("--vcpus", self.vcpus, Problem::Vcpus));
         }
+        if self.disks.len() > disk::MAX_DISKS {
+            let problem = format!("a guest has at most {} disks; give fewer", disk::MAX_DISKS);
+            let given = format!("({} times)", self.disks.len());
+            return Err(ConfigError::new("--disk", given, Problem::Syntax(problem)));
+        }
         for (index, disk) in self.disks.iter().enumerate() {
-            let before = || self.disks.iter().take(index);
-            if before().any(|other| other.vdev == disk.vdev) {
-                let problem = Problem::SameVdev(disk.vdev.to_string());
-                return Err(ConfigError::new("--disk", disk.path.display(), problem));
-            }
-            if before().any(|other| other.path == disk.path && !(other.readonly && disk.readonly)) {
-                return Err(ConfigError::new("--disk", disk.path.display(), Problem::SameImage));
+            let fail = |problem| ConfigError::new("--disk", &disk.source, problem);
+            disk.check().map_err(fail)?;
+            let mut before = self.disks.iter().take(index);
+            if let Some(problem) = before.find_map(|other| disk.conflict(other)) {
+                return Err(fail(problem));
             }
         }
         if self.nets.len() > MAX_NETS {
@@ -191,7 +196,7 @@ mod tests {
     #[test]
     fn contradictions_are_found() {
         type Change = fn(&mut DomainConfig);
-        let table: [(Change, &str); 7] = [
+        let table: [(Change, &str); 10] = [
             (|c| c.vcpus = 0, "--vcpus 0: a guest has 1 to 512 vCPUs"),
             (|c| c.vcpus = 513, "--vcpus 513: a guest has 1 to 512 vCPUs"),
             (
@@ -203,8 +208,17 @@ mod tests {
                 "--disk /b.img: two disks are called xvda; give one of them another vdev",
             ),
             (
-                |c| c.disks[1].path = "/a.img".into(),
-                "--disk /a.img: the image is given twice; a writable image can be one disk only",
+                |c| c.disks[1].source = c.disks[0].source.clone(),
+                "--disk /a.img: the image is given twice; a writable image can be one disk only, unless both say w!",
+            ),
+            (
+                |c| c.disks[1].vdev = "xvda7".parse().unwrap(),
+                "--disk /b.img: xvda7 is a part of xvda, which is a disk too; give one of them another vdev",
+            ),
+            (|c| c.disks[1].queues = Some(0), "--disk /b.img: a disk has 1 to 16 queues; write queues=N so"),
+            (
+                |c| c.disks[1].source = DiskSource::Empty {},
+                "--disk (empty): only a CD-ROM drive can be empty; add cdrom, or name an image with target=FILE",
             ),
             (
                 |c| c.nets[0].mac = c.nets[1].mac,
@@ -223,7 +237,7 @@ mod tests {
     fn one_image_may_be_two_disks_that_nobody_writes() {
         let mut config = sample();
         config.disks[0].readonly = true;
-        config.disks[1].path = "/a.img".into();
+        config.disks[1].source = config.disks[0].source.clone();
         assert_eq!(config.validate(), Ok(()));
     }
 

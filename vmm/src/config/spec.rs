@@ -1,4 +1,6 @@
-//! `first,key=value,flag`: the text of `--disk` and `--net`, split into its items.
+//! `first,key=value,flag`: the text of `--net`, split into its items, and values in quotes for `--disk` too.
+
+use std::borrow::Cow;
 
 /// One item of a specification.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +55,7 @@ pub(crate) fn split(text: &str) -> Result<Vec<Item>, SpecError> {
 }
 
 /// Takes a value up to the next comma or the end, which stays in `rest`.
-fn take_value(rest: &mut &str) -> Result<String, SpecError> {
+pub(super) fn take_value(rest: &mut &str) -> Result<String, SpecError> {
     let Some(mut quoted) = rest.strip_prefix('"') else {
         let (value, tail) = rest.split_at(rest.find(',').unwrap_or(rest.len()));
         *rest = tail;
@@ -77,9 +79,26 @@ fn take_value(rest: &mut &str) -> Result<String, SpecError> {
     }
 }
 
+/// The value so that [`take_value`] reads it back, in quotes only where it needs them.
+pub(super) fn quote(value: &str) -> Cow<'_, str> {
+    if value.contains(['"', ',', '=', ' ', '\t', '\n', '\r']) || value.is_empty() {
+        Cow::Owned(format!("\"{}\"", value.replace('"', "\"\"")))
+    } else {
+        Cow::Borrowed(value)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_quoted_value_is_read_back() {
+        for value in ["", "a", "a,b", "a\"b", "\"", "\"\",", " a "] {
+            let quoted = quote(value);
+            assert_eq!(take_value(&mut &*quoted), Ok(value.to_owned()), "{quoted}");
+        }
+    }
 
     fn pair(key: &str, value: &str) -> Item {
         Item::Pair(key.into(), value.into())

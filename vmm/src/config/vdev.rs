@@ -1,4 +1,4 @@
-//! Names of virtual disks, `xvda`, and their numbers in xenstore.
+//! Names of virtual disks, `xvda`, and their numbers in xenstore (xen-vbd-interface(7)).
 
 use std::fmt;
 use std::str::FromStr;
@@ -48,6 +48,30 @@ impl Vdev {
     /// The whole disk number `disk`, from 0, of the `xvd` kind; `None` past the last one.
     pub fn xvd(disk: u32) -> Option<Vdev> {
         (disk < VdevKind::Xvd.limits().0).then_some(Vdev { kind: VdevKind::Xvd, disk, partition: 0 })
+    }
+
+    /// The disk or partition that a number in xenstore names; the inverse of [`Vdev::virtual_device`]. A small
+    /// disk in the wide encoding (`1 << 28`) is the disk of the same name: guests show both alike.
+    ///
+    /// Numbers that stand for Linux's major and minor numbers of other drivers are deprecated and name nothing.
+    pub fn from_number(number: u32) -> Option<Vdev> {
+        let (kind, disk, partition) = match number >> 8 {
+            202 => (VdevKind::Xvd, number >> 4 & 15, number & 15),
+            8 => (VdevKind::Sd, number >> 4 & 15, number & 15),
+            3 => (VdevKind::Hd, number >> 6 & 3, number & 63),
+            22 => (VdevKind::Hd, (number >> 6 & 3) + 2, number & 63),
+            wide if wide >> 20 == 1 => (VdevKind::Xvd, wide & 0xf_ffff, number & 255),
+            _ => return None,
+        };
+        // Two disks share the major number 3, and two the number 22.
+        let last = if number >> 8 == 3 { 2 } else { kind.limits().0 };
+        (disk < last).then_some(Vdev { kind, disk, partition })
+    }
+
+    /// Whether the two cannot be disks of one guest: they are the same, or one is a partition of the other.
+    pub fn overlaps(self, other: Vdev) -> bool {
+        let whole = self.partition == 0 || other.partition == 0;
+        (self.kind, self.disk) == (other.kind, other.disk) && (whole || self.partition == other.partition)
     }
 
     /// The kind of name.
@@ -113,10 +137,41 @@ impl fmt::Debug for Vdev {
 #[error("not a virtual disk; use xvda, xvdb, ... (or sda-sdp, hda-hdd), with a partition number if need be")]
 pub struct VdevError;
 
+/// A number as xl reads it: decimal, hexadecimal behind `0x`, octal behind `0`.
+fn number(text: &str) -> Option<u32> {
+    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None if text.starts_with('0') => (text, 8),
+        None => (text, 10),
+    };
+    // from_str_radix would take a sign too.
+    digits.bytes().all(|b| b.is_ascii_hexdigit()).then(|| u32::from_str_radix(digits, radix).ok()).flatten()
+}
+
+/// The numbers in `d0`, `d0p1`: disk and partition of the `xvd` kind.
+fn disk_and_partition(text: &str) -> Option<(u32, u32)> {
+    let plain = |digits: &str| {
+        let canonical = digits == "0" || !digits.starts_with('0');
+        (canonical && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok()).flatten()
+    };
+    let (disk, partition) = text.split_once('p').unwrap_or((text, "0"));
+    Some((plain(disk)?, plain(partition)?))
+}
+
 impl FromStr for Vdev {
     type Err = VdevError;
 
+    /// Parses a name, `dNpM`, or the number itself (`51712`, `0xca00`).
     fn from_str(text: &str) -> Result<Vdev, VdevError> {
+        if text.starts_with(|first: char| first.is_ascii_digit()) {
+            return number(text).and_then(Vdev::from_number).ok_or(VdevError);
+        }
+        let numbered = text.strip_prefix('d').and_then(disk_and_partition);
+        if let Some((disk, partition)) = numbered {
+            let (disks, last_partition) = VdevKind::Xvd.limits();
+            let fits = disk < disks && partition <= last_partition;
+            return fits.then_some(Vdev { kind: VdevKind::Xvd, disk, partition }).ok_or(VdevError);
+        }
         let kinds = [VdevKind::Xvd, VdevKind::Sd, VdevKind::Hd];
         let (kind, rest) = kinds
             .into_iter()
@@ -206,6 +261,32 @@ mod tests {
             "xvda-1",
             "xvda 1",
             "xvda1p",
+            "d",
+            "d0p",
+            "dp1",
+            "d0p256",
+            "d1048576",
+            "d00",
+            "d0p01",
+            "d0p1p1",
+            "d+1",
+            "d99999999999",
+            "0",
+            "1",
+            "0x",
+            "0xcag0",
+            "0x+ca00",
+            "051712",
+            "51712 ",
+            "+51712",
+            "-51712",
+            "896",
+            "5760",
+            "8448",
+            "0xcb00",
+            "0x20000000",
+            "4294967296",
+            "99999999999999999999",
             "sdq",
             "sda16",
             "hde",
@@ -220,6 +301,54 @@ mod tests {
         ] {
             assert_eq!(name.parse::<Vdev>(), Err(VdevError), "{name}");
         }
+    }
+
+    #[test]
+    fn other_spellings_name_the_same_disk() {
+        let table = [
+            ("d0", "xvda"),
+            ("d0p0", "xvda"),
+            ("d1p2", "xvdb2"),
+            ("d536p37", "xvdtq37"),
+            ("51712", "xvda"),
+            ("0xca00", "xvda"),
+            ("0XCA01", "xvda1"),
+            ("0145000", "xvda"),
+            ("51967", "xvdp15"),
+            ("2048", "sda"),
+            ("0x8ff", "sdp15"),
+            ("768", "hda"),
+            ("895", "hdb63"),
+            ("5632", "hdc"),
+            ("5759", "hdd63"),
+            ("268435456", "xvda"),
+            ("0x10000010", "xvda16"),
+            ("268439552", "xvdq"),
+            ("0x1fffffff", "xvdbgqcv255"),
+        ];
+        for (text, name) in table {
+            assert_eq!(text.parse::<Vdev>().map(|v| v.to_string()), Ok(name.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_number_is_that_of_its_disk() {
+        for number in (0..0x1_0000).chain(0x1000_1000..0x1000_3000) {
+            if let Some(vdev) = Vdev::from_number(number) {
+                assert_eq!(vdev.virtual_device(), number, "{vdev}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_partition_overlaps_with_its_disk_only() {
+        let overlap = |a: &str, b: &str| {
+            let (a, b): (Vdev, Vdev) = (a.parse().unwrap(), b.parse().unwrap());
+            assert_eq!(a.overlaps(b), b.overlaps(a));
+            a.overlaps(b)
+        };
+        assert!(overlap("xvda", "d0") && overlap("xvda", "xvda1") && overlap("hdc7", "hdc"));
+        assert!(!overlap("xvda1", "xvda2") && !overlap("xvda", "xvdb1") && !overlap("xvda", "sda1"));
     }
 
     #[test]

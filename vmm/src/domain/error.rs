@@ -43,7 +43,7 @@ pub enum DomainError {
         domid: DomId,
     },
     /// A running domain has the image, and one of the two may write to it.
-    #[error("--disk {}: in use by domain {domid} ({name}); stop that one, or let both have it read-only", path.display())]
+    #[error("--disk {}: in use by domain {domid} ({name}); stop that one, or let both have it read-only (ro) or shared (w!)", path.display())]
     DiskInUse {
         /// The image.
         path: PathBuf,

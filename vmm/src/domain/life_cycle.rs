@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use acpi::DomainTopology;
-use blkback::{BlockDevice, DiskImage};
+use blkback::{Backing, BlockDevice};
 use devices::memory::PAGE_SIZE;
 use devices::xen::event_channel::EventChannels;
 use devices::xen::grant_table::{RESERVED_CONSOLE, RESERVED_XENSTORE};
@@ -20,17 +20,20 @@ use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use netback::{MacAddr, NetDevice, VifConfig};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::block;
 use super::control::{Control, Ending, Requests, Signals};
+use super::disks::{self, LimitGroups};
+use super::hotplug::Hotplug;
 use super::store_service::StoreService;
 use super::{DomainDir, Registry, preflight};
-use crate::api::{ApiHandler, ApiServer, Shutdown};
+use crate::api::{ApiHandler, ApiServer, DeviceChange, Reply, Shutdown};
 use crate::boot::{Initrd, Kernel, LoadRequest, MemmapEntry};
 use crate::config::{DomainConfig, NetConfig, OnReboot};
 use crate::console::Console;
 use crate::exit::{ExitStatus, Failure};
 use crate::hypercall::{DomainFacts, HvmParams, Hypercalls, StopReason};
 use crate::machine::{self, ACPI_ADDRESS, Host, Machine, MachineConfig, SPECIAL_GFN};
-use crate::network;
+use crate::{network, storage};
 
 /// Pages of the special area: the places that QEMU gives them too.
 const CONSOLE_PAGE: usize = 0;
@@ -53,9 +56,10 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
     preflight::prepare(&mut config)?;
     let mut prepared = Some(Prepared::new(&config)?);
     let registry = Registry::open(&config.run_dir)?;
+    storage::iscsi::clean_up(registry.run_dir());
     // Before the folder: whose image it is shows in the other domains' folders.
     let mut images = Some(open_images(&config, &registry)?);
-    let mut folder = registry.create(&config)?;
+    let folder = Rc::new(RefCell::new(registry.create(&config)?));
     loop {
         let prepared = match prepared.take() {
             Some(prepared) => prepared,
@@ -67,6 +71,8 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
         };
         let domain = Domain::start(&config, &folder, prepared, images, &signals)?;
         let (ending, last_lines) = domain.run();
+        // As it is now: disks may have come and gone.
+        config.disks.clone_from(&folder.borrow().config().disks);
         match ending {
             Ending::Guest(StopReason::PowerOff) => return Ok(ExitStatus::Success),
             Ending::Guest(StopReason::Reboot | StopReason::SoftReset)
@@ -75,7 +81,7 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
                 return Ok(ExitStatus::Success);
             }
             Ending::Guest(StopReason::Reboot | StopReason::SoftReset) => {
-                let domid = folder.renew()?;
+                let domid = folder.borrow_mut().renew()?;
                 tracing::info!(%domid, "the guest reboots");
             }
             Ending::Guest(StopReason::Suspend) => {
@@ -83,7 +89,7 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
                 return Err(Failure::new(ExitStatus::Forced, message));
             }
             Ending::Guest(StopReason::Crash | StopReason::Watchdog) => {
-                let mut message = format!("the guest {} crashed", folder.name());
+                let mut message = format!("the guest {} crashed", folder.borrow().name());
                 if !last_lines.is_empty() {
                     message += "; the last lines of its console are above";
                     eprintln!("{}", last_lines.join("\n"));
@@ -93,7 +99,7 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
             Ending::Forced => {
                 return Err(Failure::new(
                     ExitStatus::Forced,
-                    format!("the guest {} was stopped by force", folder.name()),
+                    format!("the guest {} was stopped by force", folder.borrow().name()),
                 ));
             }
         }
@@ -125,14 +131,14 @@ fn load_request<'a>(
     LoadRequest { memmap, initrd, cmdline: &config.cmdline, rsdp: ACPI_ADDRESS, ram_is_zero: true }
 }
 
-fn open_images(config: &DomainConfig, registry: &Registry) -> Result<Vec<DiskImage>, Failure> {
+pub(super) fn open_images(config: &DomainConfig, registry: &Registry) -> Result<Vec<Backing>, Failure> {
     let open = |disk: &crate::config::DiskConfig| {
-        DiskImage::open(&disk.path, disk.readonly).map_err(|error| {
-            let holder = registry.find_holder(&disk.path, disk.readonly).ok().flatten();
-            Failure::from_image(&error, holder.as_ref())
+        disks::open_storage(disk, &config.run_dir).map_err(|error| {
+            let holder = registry.find_holder(disk).ok().flatten();
+            Failure::from_storage(&error, holder.as_ref())
         })
     };
-    config.disks.iter().map(open).collect()
+    config.disks.iter().filter(|disk| disk.has_medium()).map(open).collect()
 }
 
 /// One run of a domain, from start to poweroff, reboot or crash.
@@ -143,16 +149,20 @@ struct Domain {
     control: Rc<RefCell<Control>>,
     store: Rc<RefCell<StoreService>>,
     console: Rc<RefCell<Console>>,
+    hotplug: Rc<RefCell<Hotplug>>,
+    api: Rc<RefCell<ApiServer<Handler>>>,
 }
 
 impl Domain {
     fn start(
         config: &DomainConfig,
-        folder: &DomainDir,
+        shared_folder: &Rc<RefCell<DomainDir>>,
         prepared: Prepared,
-        images: Vec<DiskImage>,
+        images: Vec<Backing>,
         signals: &Rc<RefCell<Signals>>,
     ) -> Result<Self, Failure> {
+        let folder = shared_folder.borrow();
+        let folder = &*folder;
         let fail = |what: &str| {
             let what = what.to_owned();
             move |e: std::io::Error| Failure::new(ExitStatus::HostError, format!("{what}: {e}"))
@@ -201,17 +211,14 @@ impl Domain {
         let ring_keys = [(store_gfn.0, store_port), (console_gfn.0, console_port)];
         let uuid = uuid(folder.name(), domid);
         populate(&mut store, config, folder, &ring_keys, tty.as_deref(), &uuid);
-        for (disk, image) in config.disks.iter().zip(images) {
-            let shown = blkback::DiskConfig {
-                vdev: disk.vdev.to_string(),
-                virtual_device: disk.vdev.virtual_device(),
-                readonly: disk.readonly,
-                bootable: config.disks.first() == Some(disk),
-            };
-            store.add(Box::new(BlockDevice::new(shown, image)));
+        let groups = LimitGroups::default();
+        for (disk, image) in config.disks.iter().filter(|disk| disk.has_medium()).zip(images) {
+            let shown = disks::shown(disk, config.disks.first() == Some(disk), &groups);
+            let added = store.add(Box::new(BlockDevice::new(shown, image)));
+            added.map_err(|e| Failure::new(ExitStatus::SameVdev, e))?;
         }
         for nic in nics {
-            store.add(Box::new(nic));
+            store.add(Box::new(nic)).map_err(|e| Failure::new(ExitStatus::Internal, e))?;
         }
 
         let tables = DomainTopology {
@@ -260,30 +267,35 @@ impl Domain {
         )
         .map_err(fail("no timer"))?;
         let control = Rc::new(RefCell::new(control));
+        let hotplug = Hotplug::new(Rc::clone(&store), Rc::clone(shared_folder)).map_err(fail("no timer"))?;
+        let hotplug = Rc::new(RefCell::new(hotplug));
         let handler = Handler {
-            config: folder.config().clone(),
             domid,
             store: Rc::clone(&store),
             requests,
             hypercalls: Arc::clone(&hypercalls),
+            hotplug: Rc::clone(&hotplug),
+            groups,
         };
         let api =
             ApiServer::bind(&folder.api_socket(), handler).map_err(fail("the API cannot be started"))?;
+        let api = Rc::new(RefCell::new(api));
 
         let mut manager =
             EventManager::new().map_err(|e| Failure::new(ExitStatus::HostError, format!("{e:?}")))?;
-        let subscribers: [Subscriber; 4] = [
+        let subscribers: [Subscriber; 5] = [
             Rc::clone(&control) as _,
             Rc::clone(&store) as _,
             Rc::clone(&console) as _,
-            Rc::new(RefCell::new(api)),
+            Rc::clone(&hotplug) as _,
+            Rc::clone(&api) as _,
         ];
         for subscriber in subscribers {
             manager.add_subscriber(subscriber);
         }
         let vcpus = machine.start(&entry, &hypercalls)?;
         tracing::info!(%domid, name = folder.name(), "the guest runs");
-        Ok(Self { machine, vcpus, manager, control, store, console })
+        Ok(Self { machine, vcpus, manager, control, store, console, hotplug, api })
     }
 
     /// The main loop, then the end. How it ended, and the console's last lines.
@@ -301,6 +313,8 @@ impl Domain {
         for vcpu in self.vcpus.drain(..) {
             let _ = vcpu.join();
         }
+        self.hotplug.borrow_mut().finish(DRAIN);
+        self.api.borrow_mut().finish();
         self.drain();
         let mut console = self.console.borrow_mut();
         console.finish();
@@ -325,8 +339,8 @@ impl Domain {
     }
 }
 
-/// Waits until a backend kicks, or the time is over.
-fn wait_readable(event: &EventFd, limit: Duration) {
+/// Waits until an event comes, or the time is over.
+pub(super) fn wait_readable(event: &EventFd, limit: Duration) {
     use std::os::fd::AsRawFd;
     let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let millis = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
@@ -413,11 +427,12 @@ fn populate(
 
 /// What the API can ask of a running domain.
 struct Handler {
-    config: DomainConfig,
     domid: DomId,
     store: Rc<RefCell<StoreService>>,
     requests: Rc<Requests>,
     hypercalls: Arc<Hypercalls>,
+    hotplug: Rc<RefCell<Hotplug>>,
+    groups: LimitGroups,
 }
 
 impl ApiHandler for Handler {
@@ -426,20 +441,23 @@ impl ApiHandler for Handler {
         let devices: Vec<_> = store
             .xenbus()
             .devices()
-            .map(|(device, connected)| {
+            .map(|status| {
+                let counters = status.device.counters();
                 let counters: serde_json::Map<_, _> =
-                    device.counters().into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
+                    counters.into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
                 serde_json::json!({
-                    "class": device.class(),
-                    "index": device.index(),
-                    "connected": connected,
+                    "class": status.device.class(),
+                    "index": status.device.index(),
+                    "connected": status.connected,
+                    "state": status.state.name(),
+                    "detaching": status.removing,
                     "counters": counters,
                 })
             })
             .collect();
         serde_json::json!({
             "domid": self.domid.0,
-            "config": self.config,
+            "config": self.hotplug.borrow().config(),
             "devices": devices,
             "hypercalls": self.hypercalls.counters(),
         })
@@ -453,5 +471,9 @@ impl ApiHandler for Handler {
     fn destroy(&mut self) -> Result<(), String> {
         self.requests.destroy();
         Ok(())
+    }
+
+    fn change_devices(&mut self, change: DeviceChange, reply: Reply) {
+        block::change(&mut self.hotplug.borrow_mut(), &self.groups, change, reply);
     }
 }

@@ -1,13 +1,19 @@
 //! Domains of this host: ids, names, state folders, and what must hold before one is made.
 
+mod block;
 mod control;
+mod disks;
 mod error;
+mod hotplug;
 mod life_cycle;
 pub mod preflight;
 mod registry;
 mod state_dir;
 mod store_service;
+#[cfg(test)]
+mod testing;
 
+pub use disks::{LimitGroups, StorageError, open_storage, shown};
 pub use error::DomainError;
 pub use life_cycle::run;
 pub use registry::{DomainEntry, ImageId, Registry};

@@ -7,10 +7,11 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use blkback::{DiskImage, ImageError};
+use blkback::ImageError;
 
+use super::disks::{self, StorageError};
 use super::{DomainError, ImageId, Registry};
-use crate::config::{ConsoleTarget, DiskConfig, DomainConfig};
+use crate::config::{Access, ConsoleTarget, DiskConfig, DiskFormat, DiskSource, DomainConfig};
 use crate::network::{self, NetworkError};
 
 /// What stands in the way on the host. One sentence.
@@ -44,7 +45,7 @@ pub enum PreflightError {
     },
     /// A disk image cannot be opened.
     #[error("--disk: {0}")]
-    Disk(ImageError),
+    Disk(StorageError),
     /// A bare name is neither in the images folder nor here.
     #[error("--disk {}: no such image in {} or in the current directory; make it with `truncate -s 10G FILE`, or give its path", name.display(), images.display())]
     NoSuchImage {
@@ -57,7 +58,7 @@ pub enum PreflightError {
     #[error(transparent)]
     Domain(DomainError),
     /// Two disks lead to one image, and one of them is writable.
-    #[error("--disk {}: {} is the same image; a writable image can be one disk only", path.display(), other.display())]
+    #[error("--disk {}: {} is the same image; a writable image can be one disk only, unless both say w!", path.display(), other.display())]
     SameImage {
         /// The image.
         path: PathBuf,
@@ -116,16 +117,17 @@ pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
     if let ConsoleTarget::File(path) = &mut config.console {
         *path = here.join(&path);
     }
-    let mut images: Vec<(ImageId, &DiskConfig)> = Vec::new();
+    let mut images: Vec<(ImageId, &Path, Access)> = Vec::new();
     for disk in &mut config.disks {
-        disk.path = here.join(find_image(&disk.path, &here, &config.images_dir)?);
-        let id = check_image(disk, &config.run_dir)?;
-        let same =
-            images.iter().find(|(other, earlier)| *other == id && !(earlier.readonly && disk.readonly));
-        if let Some((_, earlier)) = same {
-            return Err(PreflightError::SameImage { path: disk.path.clone(), other: earlier.path.clone() });
+        prepare_disk(disk, &here, &config.images_dir)?;
+        let (disk, Some(path)) = (&*disk, disk.path()) else { continue };
+        let id = check_image(disk, path, &config.run_dir)?;
+        let access = disk.access();
+        let same = images.iter().find(|(other, _, earlier)| *other == id && !earlier.goes_with(access));
+        if let Some((_, earlier, _)) = same {
+            return Err(PreflightError::SameImage { path: path.to_owned(), other: (*earlier).to_owned() });
         }
-        images.push((id, disk));
+        images.push((id, path, access));
     }
     for net in &config.nets {
         network::check_bridge(&net.bridge)?;
@@ -137,6 +139,20 @@ pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
         registry.check_name_free(name).map_err(PreflightError::Domain)?;
     }
     config.assign_macs();
+    Ok(())
+}
+
+/// Makes the paths of a disk absolute. What else can be looked at without opening anything is looked at.
+pub(super) fn prepare_disk(disk: &mut DiskConfig, here: &Path, images: &Path) -> Result<(), PreflightError> {
+    match &mut disk.source {
+        DiskSource::Path(path) => *path = here.join(find_image(path, here, images)?),
+        DiskSource::Iscsi(target) => {
+            if let Some(chap) = &mut target.chap {
+                *chap = here.join(&chap);
+            }
+        }
+        DiskSource::Empty {} => {}
+    }
     Ok(())
 }
 
@@ -154,16 +170,25 @@ fn find_image(path: &Path, here: &Path, images: &Path) -> Result<PathBuf, Prefli
         .ok_or_else(|| PreflightError::NoSuchImage { name: path.to_owned(), images: images.to_owned() })
 }
 
-/// Opens and locks the image as the disk will, and lets it go again.
-fn check_image(disk: &DiskConfig, run_dir: &Path) -> Result<ImageId, PreflightError> {
-    match DiskImage::open(&disk.path, disk.readonly) {
-        Ok(_) => ImageId::of(&disk.path)
-            .map_err(|reason| PreflightError::Disk(ImageError::Io { path: disk.path.clone(), reason })),
-        Err(error @ ImageError::Locked(_)) => {
+/// Opens and locks the image as the disk will, and lets it go again. `path` is that of the disk.
+fn check_image(disk: &DiskConfig, path: &Path, run_dir: &Path) -> Result<ImageId, PreflightError> {
+    match disks::open_storage(disk, run_dir) {
+        Ok(_) => {
+            if let (DiskFormat::Raw, Some(format)) = (disk.format, disks::looks_like(path)) {
+                tracing::info!(
+                    "disk image {}: it looks like {format}, and the guest gets its bytes as they are: a format counts \
+                     only where it is stated",
+                    path.display()
+                );
+            }
+            let failed = |reason| ImageError::Io { path: path.to_owned(), reason };
+            ImageId::of(path).map_err(|reason| PreflightError::Disk(failed(reason).into()))
+        }
+        Err(error @ StorageError::Image(ImageError::Locked(_))) => {
             let registry = Registry::open_existing(run_dir).ok().flatten();
-            let holder = registry.and_then(|r| r.find_holder(&disk.path, disk.readonly).ok().flatten());
+            let holder = registry.and_then(|r| r.find_holder(disk).ok().flatten());
             Err(match holder {
-                Some(holder) => PreflightError::Domain(DomainError::disk_in_use(&disk.path, &holder)),
+                Some(holder) => PreflightError::Domain(DomainError::disk_in_use(path, &holder)),
                 None => PreflightError::Disk(error),
             })
         }
@@ -190,6 +215,8 @@ fn readable_file(path: &Path) -> Result<u64, FileProblem> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use blkback::DiskImage;
+
     use super::*;
     use crate::config::DiskSpec;
 
@@ -213,7 +240,7 @@ mod tests {
     }
 
     fn disks(paths: &[PathBuf]) -> Vec<DiskConfig> {
-        let spec = |path: &PathBuf| DiskSpec { path: path.clone(), vdev: None, readonly: false };
+        let spec = |path: &PathBuf| DiskSpec::new(DiskSource::Path(path.clone()));
         DiskSpec::assign(paths.iter().map(spec).collect()).unwrap()
     }
 
@@ -227,8 +254,8 @@ mod tests {
     fn a_bare_name_is_found_in_the_images_folder() {
         let (dir, mut config) = sample();
         prepare(&mut config).unwrap();
-        assert_eq!(config.disks[0].path, dir.path().join("a.img"));
-        assert_eq!(config.disks[1].path, dir.path().join("images/b.img"));
+        assert_eq!(config.disks[0].path(), Some(&*dir.path().join("a.img")));
+        assert_eq!(config.disks[1].path(), Some(&*dir.path().join("images/b.img")));
     }
 
     #[test]
@@ -328,9 +355,9 @@ mod tests {
         let (dir, mut config) = sample();
         config.run_dir = dir.path().join("run");
         prepare(&mut config).unwrap();
-        let _image = DiskImage::open(&config.disks[0].path, false).unwrap();
+        let _image = DiskImage::open(config.disks[0].path().unwrap(), false).unwrap();
         let error = prepare(&mut config.clone()).unwrap_err();
-        assert!(matches!(error, PreflightError::Disk(ImageError::Locked(_))), "{error}");
+        assert!(matches!(error, PreflightError::Disk(StorageError::Image(ImageError::Locked(_)))), "{error}");
         let holder = DomainConfig { name: Some("web".into()), ..config.clone() };
         let _domain = Registry::open(&config.run_dir).unwrap().create(&holder).unwrap();
         let error = prepare(&mut config).unwrap_err().to_string();

@@ -16,8 +16,8 @@ use devices::xen::types::DomId;
 
 use super::state_dir::{API_SOCKET, CONFIG, CONSOLE_SOCKET, DomainDir, PID, XENSTORED_SOCKET, remove};
 use super::{DomainError, LAST_DOMID};
-use crate::config::DomainConfig;
 use crate::config::values::AUTOMATIC_NAME;
+use crate::config::{DiskConfig, DiskSource, DomainConfig};
 
 /// Bytes of a socket's path, `sizeof(sun_path)` less the zero at its end.
 const SOCKET_PATH_MAX: usize = 107;
@@ -138,11 +138,11 @@ impl Registry {
         found.ok_or_else(|| DomainError::NoSuchDomain { wanted: wanted.to_owned() })
     }
 
-    /// The running domain that has this image as a disk, if a second user with these rights would be in
-    /// its way. Any number of domains may read one image.
-    pub fn find_holder(&self, image: &Path, readonly: bool) -> Result<Option<DomainEntry>, DomainError> {
+    /// The running domain that has the image of this disk, if a second user with these rights would be in
+    /// its way. Any number of domains may read one image, or share it.
+    pub fn find_holder(&self, disk: &DiskConfig) -> Result<Option<DomainEntry>, DomainError> {
         let domains = self.list()?;
-        let domid = holder(&domains, image, readonly).map(|domain| domain.domid);
+        let domid = holder(&domains, disk).map(|domain| domain.domid);
         Ok(domains.into_iter().find(|domain| Some(domain.domid) == domid))
     }
 
@@ -160,8 +160,8 @@ impl Registry {
             name_free(&domains, name)?;
         }
         for disk in &config.disks {
-            if let Some(domain) = holder(&domains, &disk.path, disk.readonly) {
-                return Err(DomainError::disk_in_use(&disk.path, domain));
+            if let Some(domain) = holder(&domains, disk) {
+                return Err(DomainError::disk_in_use(Path::new(&disk.source.to_string()), domain));
             }
         }
         // A rebooted domain keeps the name of its first id, which is its own no more; when the ids have
@@ -206,13 +206,16 @@ fn name_free(domains: &[DomainEntry], name: &str) -> Result<(), DomainError> {
     }
 }
 
-fn holder<'a>(domains: &'a [DomainEntry], image: &Path, readonly: bool) -> Option<&'a DomainEntry> {
-    let id = ImageId::of(image).ok()?;
+fn holder<'a>(domains: &'a [DomainEntry], disk: &DiskConfig) -> Option<&'a DomainEntry> {
+    let image = |disk: &DiskConfig| disk.path().and_then(|path| ImageId::of(path).ok());
+    let id = image(disk);
+    let is_same = |other: &DiskConfig| match (&disk.source, &other.source) {
+        (DiskSource::Iscsi(target), DiskSource::Iscsi(other)) => target.is_same_disk(other),
+        _ => id.is_some() && image(other) == id,
+    };
     domains.iter().find(|domain| {
         let mut disks = domain.config.disks.iter();
-        disks.any(|disk| {
-            !(readonly && disk.readonly) && ImageId::of(&disk.path).is_ok_and(|other| other == id)
-        })
+        disks.any(|other| !disk.access().goes_with(other.access()) && is_same(other))
     })
 }
 
@@ -343,7 +346,8 @@ mod tests {
     }
 
     fn with_disk(path: &Path, readonly: bool) -> DomainConfig {
-        let disks = DiskSpec::assign(vec![DiskSpec { path: path.to_owned(), vdev: None, readonly }]).unwrap();
+        let spec = DiskSpec { readonly, ..DiskSpec::new(DiskSource::Path(path.to_owned())) };
+        let disks = DiskSpec::assign(vec![spec]).unwrap();
         DomainConfig { disks, ..DomainConfig::default() }
     }
 
@@ -576,13 +580,14 @@ mod tests {
         assert_eq!(
             error.to_string(),
             format!(
-                "--disk {}: in use by domain 1 (domain-1); stop that one, or let both have it read-only",
+                "--disk {}: in use by domain 1 (domain-1); stop that one, or let both have it read-only (ro) or shared (w!)",
                 link.display()
             )
         );
-        assert_eq!(registry.find_holder(&link, true).unwrap().unwrap().domid, DomId(1));
+        let reader = with_disk(&link, true).disks.remove(0);
+        assert_eq!(registry.find_holder(&reader).unwrap().unwrap().domid, DomId(1));
         drop(domain);
-        assert!(registry.find_holder(&link, true).unwrap().is_none());
+        assert!(registry.find_holder(&reader).unwrap().is_none());
     }
 
     #[test]
@@ -593,6 +598,36 @@ mod tests {
         let _reader = registry.create(&with_disk(&image, true)).unwrap();
         assert!(registry.create(&with_disk(&image, true)).is_ok());
         assert!(matches!(registry.create(&with_disk(&image, false)), Err(DomainError::DiskInUse { .. })));
+    }
+
+    #[test]
+    fn an_image_that_all_share_may_be_written_by_several() {
+        let (dir, registry) = registry();
+        let image = dir.path().join("img");
+        fs::write(&image, [0; 512]).unwrap();
+        let mut shared = with_disk(&image, false);
+        shared.disks[0].shared = true;
+        let _first = registry.create(&shared).unwrap();
+        assert!(registry.create(&shared).is_ok());
+        assert!(registry.create(&with_disk(&image, false)).is_err());
+        assert!(registry.create(&with_disk(&image, true)).is_err());
+    }
+
+    #[test]
+    fn an_iscsi_disk_in_use_is_refused_to_a_second_domain() {
+        let (_dir, registry) = registry();
+        let with = |target: &str| {
+            let text = format!("script=block-iscsi,target=iqn=iqn.2001-05.com.example:a,portal={target}");
+            let disks = DiskSpec::assign(vec![DiskSpec::parse(&text).unwrap()]).unwrap();
+            DomainConfig { disks, ..DomainConfig::default() }
+        };
+        let _first = registry.create(&with("192.0.2.1")).unwrap();
+        let error = registry.create(&with("192.0.2.2")).unwrap_err().to_string();
+        assert!(
+            error.contains("iqn.2001-05.com.example:a") && error.contains("in use by domain 1"),
+            "{error}"
+        );
+        assert!(registry.create(&with("192.0.2.1,lun=1")).is_ok());
     }
 
     #[test]

@@ -64,6 +64,21 @@ impl DomainDir {
         &self.config
     }
 
+    /// Changes the description, here and in `config.json`: all or nothing.
+    pub(super) fn update(&mut self, change: impl FnOnce(&mut DomainConfig)) -> Result<(), DomainError> {
+        let mut config = self.config.clone();
+        change(&mut config);
+        let path = self.path().join(CONFIG);
+        let new = path.with_extension("new");
+        let written = write_config(&new, &config).and_then(|()| fs::rename(&new, &path));
+        written.map_err(|source| {
+            let _ = fs::remove_file(&new);
+            DomainError::State { path, source }
+        })?;
+        self.config = config;
+        Ok(())
+    }
+
     /// The folder.
     pub fn path(&self) -> PathBuf {
         self.registry.folder(self.domid)
@@ -121,10 +136,14 @@ fn fill(path: &Path, config: &DomainConfig) -> io::Result<File> {
     let mut pid = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path.join(PID))?;
     pid.try_lock()?;
     writeln!(pid, "{}", std::process::id())?;
-    let json = serde_json::to_vec_pretty(config)?;
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path.join(CONFIG))?;
-    file.write_all(&json)?;
+    write_config(&path.join(CONFIG), config)?;
     Ok(pid)
+}
+
+fn write_config(path: &Path, config: &DomainConfig) -> io::Result<()> {
+    let json = serde_json::to_vec_pretty(config)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(&json)
 }
 
 /// Removes a state folder. It loses its name first, in one step, so that nobody sees half a domain; no lock

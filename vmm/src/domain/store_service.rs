@@ -11,11 +11,13 @@ use std::sync::Arc;
 use devices::memory::SharedPages;
 use devices::xen::DomId;
 use devices::xen::event_channel::BackendChannel;
-use devices::xen::xenbus::{BackendDevice, DomainHandle, Store, Xenbus};
+use devices::xen::xenbus::{
+    BackendDevice, DeviceExists, DeviceId, DomainHandle, Overdue, Removed, Store, Xenbus,
+};
 use devices::xen::xenstore::{Access, ConnId, Perm, SocketServer, XenStore, XenStoreRing};
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// The store as domain 0 uses it.
 struct Dom0<'a>(&'a mut XenStore);
@@ -56,6 +58,9 @@ pub(super) struct StoreService {
     xenbus: Xenbus,
     kick: Arc<EventFd>,
     domid: DomId,
+    /// Devices that the guest has no more, for [`StoreService::take_removed`].
+    removed: Vec<Removed>,
+    removed_event: Rc<EventFd>,
 }
 
 impl StoreService {
@@ -75,7 +80,18 @@ impl StoreService {
             XenStoreRing::new(&mut store, domid, Arc::clone(special), page).map_err(io::Error::other)?;
         let kick = Arc::clone(&domain.kick);
         let sockets = SocketServer::new(UnixListener::bind(socket)?, DomId::DOM0)?;
-        Ok(Self { store, own, ring, channel, sockets, xenbus: Xenbus::new(domid, domain), kick, domid })
+        Ok(Self {
+            store,
+            own,
+            ring,
+            channel,
+            sockets,
+            xenbus: Xenbus::new(domid, domain),
+            kick,
+            domid,
+            removed: Vec::new(),
+            removed_event: Rc::new(EventFd::new(EFD_NONBLOCK)?),
+        })
     }
 
     /// Writes a node of the domain's directory that the guest may read.
@@ -100,12 +116,40 @@ impl StoreService {
         &self.xenbus
     }
 
-    /// Offers a device to the guest.
-    pub(super) fn add(&mut self, device: Box<dyn BackendDevice>) {
-        let frontend = self.xenbus.add(&mut Dom0(&mut self.store), device);
+    /// Offers a device to the guest, which may run already.
+    pub(super) fn add(&mut self, device: Box<dyn BackendDevice>) -> Result<(), DeviceExists> {
+        let frontend = self.xenbus.add(&mut Dom0(&mut self.store), device)?;
         if let Err(error) = self.store.watch(self.own, &frontend, &frontend) {
             tracing::warn!(frontend, ?error, "xenstore does not take a watch");
         }
+        Ok(())
+    }
+
+    /// Asks the guest to let go of a device, see [`Xenbus::request_removal`].
+    pub(super) fn request_removal(&mut self, id: DeviceId) -> bool {
+        self.xenbus.request_removal(&mut Dom0(&mut self.store), id)
+    }
+
+    /// Takes a device from the guest, see [`Xenbus::force_removal`].
+    pub(super) fn force_removal(&mut self, id: DeviceId) -> bool {
+        self.xenbus.force_removal(&mut Dom0(&mut self.store), id)
+    }
+
+    /// The guest has had its time, see [`Xenbus::removal_overdue`].
+    pub(super) fn removal_overdue(&mut self, id: DeviceId) -> Option<Overdue> {
+        self.xenbus.removal_overdue(&mut Dom0(&mut self.store), id)
+    }
+
+    /// Written when [`StoreService::take_removed`] has something, or the guest has let go of what is gone
+    /// ([`Xenbus::is_leaving`]).
+    pub(super) fn removed_event(&self) -> &Rc<EventFd> {
+        &self.removed_event
+    }
+
+    /// The devices that the guest has no more. Dropping one may block.
+    pub(super) fn take_removed(&mut self) -> Vec<Removed> {
+        let _ = self.removed_event.read();
+        std::mem::take(&mut self.removed)
     }
 
     /// Tells the guest to shut down or the like: `control/shutdown` (xen docs/misc/xenstore-paths).
@@ -125,13 +169,19 @@ impl StoreService {
         self.xenbus.all_stopped()
     }
 
+    /// Asks the backends what is new with them, see [`DomainHandle::kick`].
+    pub(super) fn kicked(&mut self) {
+        self.xenbus.kicked(&mut Dom0(&mut self.store));
+        self.pump();
+    }
+
     /// Written by backends, see [`DomainHandle::kick`].
     pub(super) fn kick(&self) -> &EventFd {
         &self.kick
     }
 
     /// Does all that can be done now: messages, watch events of our own, output.
-    fn pump(&mut self) {
+    pub(super) fn pump(&mut self) {
         loop {
             let status = self.ring.process(&mut self.store);
             if status.notify {
@@ -140,6 +190,11 @@ impl StoreService {
             if status.again {
                 // The rest when the other work of the loop had its turn.
                 let _ = self.channel.event().write(1);
+            }
+            let domid = self.domid;
+            let watched = |store: &Dom0, path: &str| store.0.is_watched(domid, path);
+            if self.xenbus.sweep(&mut Dom0(&mut self.store), watched) {
+                let _ = self.removed_event.write(1);
             }
             if let Err(error) = self.sockets.flush(&mut self.store) {
                 tracing::warn!(%error, "a client of xenstore cannot be served");
@@ -151,6 +206,11 @@ impl StoreService {
             for (path, _) in events {
                 self.xenbus.frontend_changed(&mut Dom0(&mut self.store), &path);
             }
+        }
+        for removed in self.xenbus.take_removed() {
+            let _ = self.store.unwatch(self.own, &removed.frontend, &removed.frontend);
+            self.removed.push(removed);
+            let _ = self.removed_event.write(1);
         }
     }
 }
@@ -170,7 +230,7 @@ impl MutEventSubscriber for StoreService {
             let _ = self.channel.event().read();
         } else if fd == self.kick.as_raw_fd() {
             let _ = self.kick.read();
-            self.xenbus.kicked(&mut Dom0(&mut self.store));
+            return self.kicked();
         } else if let Err(error) = self.sockets.process(&mut self.store) {
             tracing::warn!(%error, "the socket of xenstore cannot be served");
         }

@@ -375,6 +375,12 @@ impl XenStore {
         self.remove_watch(id, &WatchPath::parse(path.as_bytes(), domid)?, token.as_bytes())
     }
 
+    /// Whether `domid` watches the node at `path` or anything below it.
+    pub fn is_watched(&self, domid: DomId, path: &str) -> bool {
+        let within = |full: &str| full.strip_prefix(path).is_some_and(|r| r.is_empty() || r.starts_with('/'));
+        self.connections_of(domid).any(|c| c.watches.iter().any(|w| within(w.path.full().as_str())))
+    }
+
     /// Takes the events of a connection: path and token of each. An event for exactly the path that was
     /// watched may stand for any number of changes below it.
     pub fn take_watch_events(&mut self, id: ConnId) -> Vec<(String, String)> {

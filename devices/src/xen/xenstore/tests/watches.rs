@@ -50,6 +50,22 @@ on_both_transports! {
         assert_eq!(b.events(guest), ["data/x rel", "/local/domain/3/data/x abs"]);
     }
 
+    fn who_watches_below_a_node_is_known(b) {
+        b.home(3);
+        let (host, guest) = (b.client(0), b.client(3));
+        b.run(host, "watch /back/vbd/state t");
+        assert!(!b.store.is_watched(DomId(3), "/back/vbd"));
+        for path in ["/back/vbd/state", "/back/vbd"] {
+            b.run(guest, &format!("watch {path} t"));
+            assert!(b.store.is_watched(DomId(3), "/back/vbd"), "{path}");
+            b.run(guest, &format!("unwatch {path} t"));
+        }
+        for path in ["/back", "/back/vbd1", "/"] {
+            b.run(guest, &format!("watch {path} t"));
+            assert!(!b.store.is_watched(DomId(3), "/back/vbd"), "{path}");
+        }
+    }
+
     fn the_same_watch_exists_once(b) {
         b.home(3);
         let guest = b.client(3);

@@ -1,0 +1,886 @@
+//! Devices that come and go while the guest runs, of whatever class.
+//!
+//! An arrival is opened by a thread made for it, because that may take its time: an image on a slow file server,
+//! a target to log in to. Then its nodes are written, and the guest's driver finds it. A departure asks the
+//! driver, waits for it, and hands the device to a thread that closes it; only then the client hears of it, so
+//! that who detaches an image here may use it elsewhere. The main thread never waits.
+
+use std::cell::RefCell;
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use devices::xen::xenbus::{BackendDevice, DeviceId, Overdue, Removed};
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use serde_json::Value;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::DomainDir;
+use super::store_service::SharedStore;
+use crate::api::Reply;
+use crate::config::DomainConfig;
+use crate::exit::{ExitStatus, Failure};
+
+/// How long the guest may take to let go of a device that is gone, until the client is told that it is.
+const LEAVE: Duration = Duration::from_secs(10);
+/// How long a device that was taken by force may have I/O in flight until its client is told that it has.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Changes the description of the domain: `config.json`, and what the guest has after a reboot.
+pub(super) type Describe = Box<dyn FnOnce(&mut DomainConfig) + Send>;
+
+/// Makes a device. It runs on a thread of its own and may block.
+pub(super) type Open = Box<dyn FnOnce() -> Result<Opened, Failure> + Send>;
+
+/// A device that was made.
+pub(super) struct Opened {
+    pub(super) device: Box<dyn BackendDevice>,
+    /// Adds it to the description.
+    pub(super) describe: Describe,
+}
+
+/// A device to come.
+pub(super) struct Arrival {
+    pub(super) id: DeviceId,
+    /// What sentences call it: "xvdb".
+    pub(super) name: String,
+    pub(super) open: Open,
+    /// What the client hears when the guest is offered the device.
+    pub(super) answer: Value,
+}
+
+/// A device to go.
+pub(super) struct Departure {
+    pub(super) id: DeviceId,
+    /// What sentences call it.
+    pub(super) name: String,
+    /// How long the guest may take.
+    pub(super) patience: Duration,
+    /// Then it goes all the same.
+    pub(super) force: bool,
+    /// Takes it from the description.
+    pub(super) describe: Describe,
+}
+
+/// An arrival while its device is made.
+struct Opening {
+    number: u64,
+    id: DeviceId,
+    answer: Value,
+    /// The device whose place it takes.
+    before: Option<Departure>,
+    reply: Reply,
+}
+
+/// A device that waits until its place is free.
+struct Successor {
+    opened: Opened,
+    answer: Value,
+}
+
+/// A client that waits for a device to go.
+struct Waiter {
+    deadline: Instant,
+    patience: Duration,
+    force: bool,
+    /// The device was taken; only I/O in flight keeps it.
+    forced: bool,
+    then: Option<Successor>,
+    reply: Reply,
+}
+
+/// A device on its way out. It is kept until the device is gone, whether anybody waits for that or not.
+struct Removal {
+    id: DeviceId,
+    name: String,
+    describe: Option<Describe>,
+    waiters: Vec<Waiter>,
+    /// Closed on the host: until then the guest's driver may hold on to it.
+    closed: Option<Instant>,
+}
+
+/// What a thread has done.
+enum Outcome {
+    Opened(u64, Result<Opened, Failure>),
+    Closed(Option<DeviceId>),
+}
+
+/// The threads that open and close devices, and what they have done.
+struct Workers {
+    outcomes: Arc<Mutex<Vec<Outcome>>>,
+    event: Arc<EventFd>,
+    /// Devices that are being closed.
+    closing: usize,
+}
+
+impl Workers {
+    /// Does `work` on a thread of its own, or at once if there can be none.
+    fn spawn(&self, name: String, work: impl FnOnce() -> Outcome + Send + 'static) {
+        let (outcomes, event) = (Arc::clone(&self.outcomes), Arc::clone(&self.event));
+        let work = move || {
+            let outcome = work();
+            outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
+            let _ = event.write(1);
+        };
+        // The thread takes the work out; what is left in it was not done.
+        let slot = Arc::new(Mutex::new(Some(work)));
+        let take = |slot: &Mutex<Option<_>>| slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let theirs = Arc::clone(&slot);
+        if let Err(error) = Builder::new().name(name).spawn(move || take(&theirs).map(|work| work())) {
+            tracing::warn!(%error, "no thread for a device: the main loop waits for it");
+            if let Some(work) = take(&slot) {
+                work();
+            }
+        }
+    }
+
+    fn open(&self, number: u64, name: &str, open: Open) {
+        self.spawn(format!("open-{name}"), move || Outcome::Opened(number, open()));
+    }
+
+    /// Drops `device`; `id` is told when it is done.
+    fn close(&mut self, id: Option<DeviceId>, device: Box<dyn BackendDevice>) {
+        self.closing += 1;
+        self.spawn(format!("close-{}", DeviceId::of(&*device)), move || {
+            drop(device);
+            Outcome::Closed(id)
+        });
+    }
+
+    fn take(&self) -> Vec<Outcome> {
+        let _ = self.event.read();
+        std::mem::take(&mut *self.outcomes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The devices of one run of a domain that come and go.
+pub(super) struct Hotplug {
+    store: SharedStore,
+    folder: Rc<RefCell<DomainDir>>,
+    workers: Workers,
+    timer: TimerFd,
+    openings: Vec<Opening>,
+    removals: Vec<Removal>,
+    last_number: u64,
+}
+
+impl Hotplug {
+    /// Of the domain with this store and state folder.
+    pub(super) fn new(store: SharedStore, folder: Rc<RefCell<DomainDir>>) -> std::io::Result<Hotplug> {
+        let event = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        Ok(Hotplug {
+            store,
+            folder,
+            workers: Workers { outcomes: Arc::default(), event, closing: 0 },
+            timer: TimerFd::new().map_err(std::io::Error::from)?,
+            openings: Vec::new(),
+            removals: Vec::new(),
+            last_number: 0,
+        })
+    }
+
+    /// What the domain is made of now.
+    pub(super) fn config(&self) -> DomainConfig {
+        self.folder.borrow().config().clone()
+    }
+
+    /// Whether the guest has the device, or it is on its way in or out.
+    pub(super) fn is_taken(&self, id: DeviceId) -> bool {
+        self.is_changing(id) || self.store.borrow().xenbus().contains(id)
+    }
+
+    /// Whether the device is on its way in or out.
+    fn is_changing(&self, id: DeviceId) -> bool {
+        self.openings.iter().any(|opening| opening.id == id)
+            || self.removals.iter().any(|removal| removal.id == id)
+            || self.store.borrow().xenbus().is_leaving(id)
+    }
+
+    /// Why the place is not free.
+    fn taken(&self, id: DeviceId, name: &str) -> Failure {
+        if self.is_changing(id) {
+            let sentence =
+                format!("{name}: the device is just being attached or detached; try again when that is done");
+            return Failure::new(ExitStatus::DeviceBusy, sentence);
+        }
+        let sentence =
+            format!("{name}: the guest has a device of this name; choose another one, or detach that one");
+        Failure::new(ExitStatus::SameVdev, sentence)
+    }
+
+    /// Makes a device and offers it to the guest. The place must be free; with `before`, the device that has it
+    /// goes as soon as the new one is made, and stays if that fails.
+    pub(super) fn attach(&mut self, arrival: Arrival, before: Option<Departure>, reply: Reply) {
+        let Arrival { id, name, open, answer } = arrival;
+        if self.is_changing(id) || (before.is_none() && self.is_taken(id)) {
+            return reply.send(Err(self.taken(id, &name)));
+        }
+        self.last_number += 1;
+        self.workers.open(self.last_number, &name, open);
+        self.openings.push(Opening { number: self.last_number, id, answer, before, reply });
+    }
+
+    /// Takes a device from the guest. Who asks again waits too, and with `force` takes it after all.
+    pub(super) fn detach(&mut self, departure: Departure, reply: Reply) {
+        if self.openings.iter().any(|opening| opening.id == departure.id) {
+            return reply.send(Err(self.taken(departure.id, &departure.name)));
+        }
+        self.depart(departure, None, reply);
+        self.advance(Instant::now());
+    }
+
+    /// Changes the description alone.
+    pub(super) fn describe(&mut self, describe: Describe, reply: Reply) {
+        let described = self.folder.borrow_mut().update(describe);
+        reply.send(described.map(|()| Value::Null).map_err(Failure::from));
+    }
+
+    /// Asks the guest; who waits is told later.
+    fn depart(&mut self, departure: Departure, then: Option<Successor>, reply: Reply) {
+        let Departure { id, name, patience, force, describe } = departure;
+        let index = match self.removals.iter().position(|removal| removal.id == id) {
+            Some(index) => index,
+            None if self.store.borrow_mut().request_removal(id) => {
+                tracing::info!(device = %id, name, "asking the guest to let go of a device");
+                self.removals.push(Removal {
+                    id,
+                    name,
+                    describe: Some(describe),
+                    waiters: Vec::new(),
+                    closed: None,
+                });
+                self.removals.len() - 1
+            }
+            None => {
+                if let Some(successor) = then {
+                    self.workers.close(None, successor.opened.device);
+                }
+                return reply.send(Err(no_such_device(&name)));
+            }
+        };
+        if let Some(removal) = self.removals.get_mut(index) {
+            // A timeout that no clock reaches is none.
+            let deadline = Instant::now().checked_add(patience).unwrap_or_else(Instant::now);
+            removal.waiters.push(Waiter { deadline, patience, force, forced: false, then, reply });
+        }
+    }
+
+    /// Does all that can be done at `now`.
+    pub(super) fn advance(&mut self, now: Instant) {
+        for outcome in self.workers.take() {
+            match outcome {
+                Outcome::Opened(number, result) => self.opened(number, result),
+                Outcome::Closed(id) => self.closed(id, now),
+            }
+        }
+        self.expire(now);
+        self.store.borrow_mut().pump();
+        let removed = self.store.borrow_mut().take_removed();
+        for removed in removed {
+            self.removed(removed);
+        }
+        self.finish_removals(now);
+        self.set_timer(now);
+    }
+
+    fn opened(&mut self, number: u64, result: Result<Opened, Failure>) {
+        let Some(index) = self.openings.iter().position(|opening| opening.number == number) else { return };
+        let Opening { answer, before, reply, .. } = self.openings.swap_remove(index);
+        let opened = match result {
+            Ok(opened) => opened,
+            Err(failure) => return reply.send(Err(failure)),
+        };
+        let successor = Successor { opened, answer };
+        match before.filter(|before| self.store.borrow().xenbus().contains(before.id)) {
+            Some(before) => self.depart(before, Some(successor), reply),
+            None => self.offer(successor, reply),
+        }
+    }
+
+    /// Offers a device to the guest.
+    fn offer(&mut self, successor: Successor, reply: Reply) {
+        let Successor { opened: Opened { device, describe }, answer } = successor;
+        let id = DeviceId::of(&*device);
+        // First the description: a device that the next reboot would lose is none.
+        let described = if self.is_taken(id) {
+            Err(self.taken(id, &id.to_string()))
+        } else {
+            self.folder.borrow_mut().update(describe).map_err(Failure::from)
+        };
+        if let Err(failure) = described {
+            self.workers.close(None, device);
+            return reply.send(Err(failure));
+        }
+        let offered = self.store.borrow_mut().add(device);
+        tracing::info!(device = %id, "the guest is offered a device");
+        reply.send(offered.map(|()| answer).map_err(|error| Failure::new(ExitStatus::DeviceBusy, error)));
+    }
+
+    /// The guest has a device no more: closes it.
+    fn removed(&mut self, removed: Removed) {
+        tracing::info!(device = %removed.id, "the guest has let go of a device");
+        let removal = self.removals.iter_mut().find(|removal| removal.id == removed.id);
+        if let Some(describe) = removal.and_then(|removal| removal.describe.take())
+            && let Err(error) = self.folder.borrow_mut().update(describe)
+        {
+            tracing::warn!(%error, "a device that was detached is still in the description of the domain");
+        }
+        self.workers.close(Some(removed.id), removed.device);
+    }
+
+    /// A device is closed.
+    fn closed(&mut self, id: Option<DeviceId>, now: Instant) {
+        self.workers.closing = self.workers.closing.saturating_sub(1);
+        if let Some(removal) = self.removals.iter_mut().find(|removal| Some(removal.id) == id) {
+            removal.closed = Some(now + LEAVE);
+        }
+    }
+
+    /// What is closed, and the guest has let go of, is gone: who waits for that hears of it, and its successor
+    /// comes.
+    fn finish_removals(&mut self, now: Instant) {
+        let store = Rc::clone(&self.store);
+        let done = |removal: &mut Removal| {
+            removal
+                .closed
+                .is_some_and(|limit| limit <= now || !store.borrow().xenbus().is_leaving(removal.id))
+        };
+        let done: Vec<Removal> = self.removals.extract_if(.., done).collect();
+        for waiter in done.into_iter().flat_map(|removal| removal.waiters) {
+            match waiter.then {
+                Some(successor) => self.offer(successor, waiter.reply),
+                None => waiter.reply.send(Ok(Value::Null)),
+            }
+        }
+        // What was offered just now is to be seen.
+        self.store.borrow_mut().pump();
+    }
+
+    /// Looks for clients that have waited long enough.
+    fn expire(&mut self, now: Instant) {
+        for mut removal in std::mem::take(&mut self.removals) {
+            // What is being closed is gone: that is waited for.
+            if removal.describe.is_none() {
+                self.removals.push(removal);
+                continue;
+            }
+            let (due, waiting): (Vec<_>, Vec<_>) =
+                removal.waiters.drain(..).partition(|waiter| waiter.deadline <= now);
+            removal.waiters = waiting;
+            if due.is_empty() {
+                self.removals.push(removal);
+                continue;
+            }
+            let keep = if due.iter().any(|waiter| waiter.force) {
+                self.take_by_force(&mut removal, due, now)
+            } else {
+                self.give_up(&mut removal, due)
+            };
+            if keep {
+                self.removals.push(removal);
+            }
+        }
+    }
+
+    /// Returns whether the removal goes on.
+    fn take_by_force(&mut self, removal: &mut Removal, due: Vec<Waiter>, now: Instant) -> bool {
+        tracing::info!(device = %removal.id, "taking a device from the guest by force");
+        self.store.borrow_mut().force_removal(removal.id);
+        for mut waiter in due {
+            (waiter.force, waiter.forced, waiter.deadline) = (false, true, now + DRAIN);
+            removal.waiters.push(waiter);
+        }
+        true
+    }
+
+    /// Returns whether the removal goes on.
+    fn give_up(&mut self, removal: &mut Removal, due: Vec<Waiter>) -> bool {
+        let name = &removal.name;
+        // While others wait yet, nothing is taken back.
+        let overdue = if removal.waiters.is_empty() {
+            self.store.borrow_mut().removal_overdue(removal.id)
+        } else {
+            Some(Overdue::Ignored)
+        };
+        if overdue == Some(Overdue::Removed) {
+            removal.waiters = due;
+            return true;
+        }
+        for waiter in due {
+            let failure = if waiter.forced || overdue == Some(Overdue::Draining) {
+                let sentence =
+                    "the host has not finished the device's I/O; it is gone as soon as that is done";
+                Failure::new(ExitStatus::HostError, format!("{name}: {sentence}"))
+            } else if overdue == Some(Overdue::InUse) {
+                let sentence = "the guest uses the device, and lets go of it when it does not any more; unmount it \
+                                there, or take it away with --force";
+                Failure::new(ExitStatus::DeviceKept, format!("{name}: {sentence}"))
+            } else {
+                let seconds = waiter.patience.as_secs_f64();
+                let sentence = "keeps it; give it more time with --timeout, or take it away with --force";
+                let sentence =
+                    format!("{name}: the guest did not let go of the device in {seconds} s and {sentence}");
+                Failure::new(ExitStatus::DeviceKept, sentence)
+            };
+            if let Some(successor) = waiter.then {
+                self.workers.close(None, successor.opened.device);
+            }
+            waiter.reply.send(Err(failure));
+        }
+        matches!(overdue, Some(Overdue::InUse | Overdue::Draining)) || !removal.waiters.is_empty()
+    }
+
+    /// Wakes up when the next client has waited long enough.
+    fn set_timer(&mut self, now: Instant) {
+        let waiting = self.removals.iter().filter(|removal| removal.describe.is_some());
+        let deadlines = waiting.flat_map(|removal| &removal.waiters).map(|waiter| waiter.deadline);
+        let next = deadlines.chain(self.removals.iter().filter_map(|removal| removal.closed)).min();
+        // Zero would switch the timer off.
+        let left = next.map(|next| next.saturating_duration_since(now).max(Duration::from_millis(1)));
+        let set = match left {
+            Some(left) => self.timer.reset(left, None),
+            None => self.timer.clear(),
+        };
+        if let Err(error) = set {
+            tracing::error!(%error, "no timer for the devices that the guest is asked for");
+        }
+    }
+
+    /// The run of the guest is over: nothing comes or goes any more, and who waits is told. Waits for devices
+    /// that are being closed, at most `limit`.
+    pub(super) fn finish(&mut self, limit: Duration) {
+        self.openings.clear();
+        self.removals.clear();
+        let end = Instant::now() + limit;
+        loop {
+            for outcome in self.workers.take() {
+                if let Outcome::Closed(_) = outcome {
+                    self.workers.closing = self.workers.closing.saturating_sub(1);
+                }
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if self.workers.closing == 0 || left.is_zero() {
+                return;
+            }
+            super::life_cycle::wait_readable(&self.workers.event, left);
+        }
+    }
+
+    /// The descriptors that wake it up.
+    fn descriptors(&self) -> [RawFd; 3] {
+        let removed = self.store.borrow().removed_event().as_raw_fd();
+        [self.workers.event.as_raw_fd(), self.timer.as_raw_fd(), removed]
+    }
+}
+
+impl MutEventSubscriber for Hotplug {
+    fn init(&mut self, ops: &mut EventOps) {
+        for fd in self.descriptors() {
+            if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
+                tracing::error!(?error, "devices cannot be attached and detached");
+            }
+        }
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        // The descriptors are read, and the timer is set, wherever something is taken: an event may be seen
+        // after what it tells of was done.
+        self.advance(Instant::now());
+    }
+}
+
+/// The guest has no device of this name.
+pub(super) fn no_such_device(name: &str) -> Failure {
+    let sentence = format!("{name}: the guest has no device of this name; `xvmm info` shows those it has");
+    Failure::new(ExitStatus::NoSuchDevice, sentence)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::domain::testing::{Record, Side, TestDomain};
+
+    /// A disk and an interface: the machine makes no difference.
+    const IDS: [DeviceId; 2] = [DeviceId { class: "vbd", index: 51728 }, DeviceId { class: "vif", index: 0 }];
+    const ID: DeviceId = IDS[0];
+    const LONG: Duration = Duration::from_secs(3600);
+
+    type Shared = Arc<Mutex<Record>>;
+
+    fn departure(id: DeviceId, patience: Duration, force: bool) -> Departure {
+        let describe = Box::new(|config: &mut DomainConfig| config.cmdline += "-");
+        Departure { id, name: "xvdb".into(), patience, force, describe }
+    }
+
+    fn attach(domain: &mut TestDomain, id: DeviceId, before: Option<Departure>) -> Shared {
+        let (opened, record) = TestDomain::opened(id);
+        attach_with(domain, id, before, Box::new(|| Ok(opened)));
+        record
+    }
+
+    fn attach_with(domain: &mut TestDomain, id: DeviceId, before: Option<Departure>, open: Open) {
+        let arrival = Arrival { id, name: "xvdb".into(), open, answer: "done".into() };
+        let reply = domain.outbox.reply();
+        domain.hotplug.attach(arrival, before, reply);
+    }
+
+    fn detach(domain: &mut TestDomain, id: DeviceId, patience: Duration, force: bool) {
+        let reply = domain.outbox.reply();
+        domain.hotplug.detach(departure(id, patience, force), reply);
+    }
+
+    /// A domain with a connected device.
+    fn connected(id: DeviceId) -> (TestDomain, Shared) {
+        let mut domain = TestDomain::new();
+        let record = domain.add(id);
+        domain.front(id, &["3", "4"]);
+        assert!(record.lock().unwrap().connected);
+        (domain, record)
+    }
+
+    fn is_gone(domain: &mut TestDomain, id: DeviceId) -> bool {
+        let nodes = [Side::Front, Side::Back].map(|side| domain.node(side, id, "state").is_some());
+        assert_eq!(domain.hotplug.is_taken(id), nodes[0] && nodes[1]);
+        nodes == [false, false]
+    }
+
+    fn refused(domain: &mut TestDomain, status: ExitStatus) {
+        let (_, body) = domain.answers(1).remove(0);
+        assert_eq!(body["status"], status.code(), "{body}");
+    }
+
+    #[test]
+    fn an_attached_device_is_offered_and_described() {
+        for id in IDS {
+            let mut domain = TestDomain::new();
+            let record = attach(&mut domain, id, None);
+            assert_eq!(domain.answer(), (200, r#""done""#.into()));
+            assert_eq!(domain.node(Side::Front, id, "state").unwrap(), "1");
+            assert_eq!(domain.node(Side::Back, id, "state").unwrap(), "2");
+            assert_eq!(domain.described().cmdline, "+");
+            domain.front(id, &["3", "4"]);
+            assert!(record.lock().unwrap().connected);
+        }
+    }
+
+    #[test]
+    fn the_domain_goes_on_while_a_device_is_opened() {
+        let mut domain = TestDomain::new();
+        let (opened, _) = TestDomain::opened(ID);
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let open = move || {
+            gone.recv().unwrap();
+            Ok(opened)
+        };
+        attach_with(&mut domain, ID, None, Box::new(open));
+        domain.waits();
+        // Its place is taken already.
+        attach(&mut domain, ID, None);
+        refused(&mut domain, ExitStatus::DeviceBusy);
+        detach(&mut domain, ID, LONG, true);
+        refused(&mut domain, ExitStatus::DeviceBusy);
+        // Others come meanwhile.
+        attach(&mut domain, IDS[1], None);
+        assert_eq!(domain.answer().0, 200);
+        go.send(()).unwrap();
+        assert_eq!(domain.answer().0, 200);
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_opened_leaves_nothing() {
+        let mut domain = TestDomain::new();
+        let open = || Err(Failure::new(ExitStatus::DiskEmpty, "it is empty"));
+        attach_with(&mut domain, ID, None, Box::new(open));
+        let (status, body) = domain.answers(1).remove(0);
+        assert_eq!((status, &body["error"], &body["status"]), (409, &"it is empty".into(), &22.into()));
+        assert!(is_gone(&mut domain, ID));
+        assert_eq!(domain.described().cmdline, "");
+        attach(&mut domain, ID, None);
+        assert_eq!(domain.answer().0, 200);
+    }
+
+    #[test]
+    fn a_name_in_use_is_refused() {
+        let (mut domain, _) = connected(ID);
+        attach(&mut domain, ID, None);
+        refused(&mut domain, ExitStatus::SameVdev);
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_described_is_not_offered() {
+        let mut domain = TestDomain::new();
+        std::fs::remove_dir_all(domain.folder.borrow().path()).unwrap();
+        let record = attach(&mut domain, ID, None);
+        refused(&mut domain, ExitStatus::RunDirUnusable);
+        assert!(is_gone(&mut domain, ID));
+        domain.hotplug.finish(LONG);
+        assert!(record.lock().unwrap().closed);
+    }
+
+    #[test]
+    fn a_detached_device_is_closed_before_the_answer() {
+        for id in IDS {
+            let (mut domain, record) = connected(id);
+            detach(&mut domain, id, LONG, false);
+            domain.waits();
+            assert_eq!(domain.node(Side::Back, id, "state").unwrap(), "5");
+            assert!(record.lock().unwrap().connected, "the guest has not closed it yet");
+            domain.front(id, &["6"]);
+            assert_eq!(domain.answer(), (204, "null".into()));
+            assert!(record.lock().unwrap().closed);
+            assert!(is_gone(&mut domain, id));
+            assert_eq!(domain.described().cmdline, "-");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_does_not_answer_keeps_the_device() {
+        let (mut domain, record) = connected(ID);
+        detach(&mut domain, ID, LONG, false);
+        domain.run_after(LONG / 2);
+        domain.waits();
+        domain.run_after(LONG * 2);
+        refused(&mut domain, ExitStatus::DeviceKept);
+        assert_eq!(domain.node(Side::Back, ID, "state").unwrap(), "4");
+        assert!(record.lock().unwrap().connected);
+        assert_eq!(domain.described().cmdline, "");
+        // And may be asked again.
+        detach(&mut domain, ID, LONG, false);
+        domain.front(ID, &["5", "6"]);
+        assert_eq!(domain.answer().0, 204);
+    }
+
+    #[test]
+    fn a_device_in_use_goes_when_the_guest_is_done_with_it() {
+        let (mut domain, record) = connected(ID);
+        detach(&mut domain, ID, Duration::ZERO, false);
+        domain.front(ID, &["5"]);
+        detach(&mut domain, ID, LONG, false);
+        // The first one was told while the driver had not reacted yet, or after.
+        let early = domain.answers(1);
+        assert_eq!(early[0].1["status"], ExitStatus::DeviceKept.code());
+        domain.run_after(LONG * 2);
+        refused(&mut domain, ExitStatus::DeviceKept);
+        assert!(record.lock().unwrap().connected);
+        // Nobody waits any more.
+        domain.front(ID, &["6"]);
+        domain.hotplug.finish(LONG);
+        assert!(record.lock().unwrap().closed && is_gone(&mut domain, ID));
+        assert_eq!(domain.described().cmdline, "-");
+    }
+
+    #[test]
+    fn a_device_that_no_driver_uses_goes_when_the_time_is_over() {
+        let mut domain = TestDomain::new();
+        domain.add(ID);
+        detach(&mut domain, ID, LONG, false);
+        domain.waits();
+        domain.run_after(LONG * 2);
+        assert_eq!(domain.answer().0, 204);
+        assert!(is_gone(&mut domain, ID));
+    }
+
+    #[test]
+    fn force_takes_a_device_after_the_time_is_over() {
+        for states in [&[][..], &["5"]] {
+            let (mut domain, record) = connected(ID);
+            detach(&mut domain, ID, LONG, true);
+            domain.front(ID, states);
+            domain.waits();
+            domain.run_after(LONG * 2);
+            assert_eq!(domain.answer().0, 204);
+            assert!(record.lock().unwrap().closed && is_gone(&mut domain, ID));
+        }
+    }
+
+    #[test]
+    fn force_at_once_does_not_wait() {
+        let (mut domain, record) = connected(ID);
+        detach(&mut domain, ID, Duration::ZERO, true);
+        assert_eq!(domain.answer().0, 204);
+        assert!(record.lock().unwrap().closed && is_gone(&mut domain, ID));
+        assert_eq!(domain.described().cmdline, "-");
+    }
+
+    #[test]
+    fn force_does_not_free_what_the_host_still_uses() {
+        let (mut domain, record) = connected(ID);
+        record.lock().unwrap().stuck = true;
+        detach(&mut domain, ID, Duration::ZERO, true);
+        domain.waits();
+        domain.run_after(LONG);
+        let (_, body) = domain.answers(1).remove(0);
+        assert!(body["error"].as_str().unwrap().contains("has not finished the device's I/O"), "{body}");
+        assert!(!is_gone(&mut domain, ID) && !record.lock().unwrap().closed);
+        // It cannot be had again, and goes by itself.
+        attach(&mut domain, ID, None);
+        refused(&mut domain, ExitStatus::DeviceBusy);
+        record.lock().unwrap().stuck = false;
+        domain.kick();
+        domain.hotplug.finish(LONG);
+        assert!(record.lock().unwrap().closed && is_gone(&mut domain, ID));
+    }
+
+    #[test]
+    fn who_asks_twice_is_answered_twice() {
+        let (mut domain, _) = connected(ID);
+        detach(&mut domain, ID, LONG, false);
+        detach(&mut domain, ID, LONG * 3, false);
+        domain.run_after(LONG * 2);
+        // The second one waits on, so the guest is still asked.
+        refused(&mut domain, ExitStatus::DeviceKept);
+        assert_eq!(domain.node(Side::Back, ID, "state").unwrap(), "5");
+        detach(&mut domain, ID, LONG, false);
+        domain.front(ID, &["6"]);
+        assert!(domain.answers(2).iter().all(|(status, _)| *status == 204));
+        detach(&mut domain, ID, LONG, false);
+        refused(&mut domain, ExitStatus::NoSuchDevice);
+    }
+
+    #[test]
+    fn a_second_request_with_force_ends_the_wait_of_the_first() {
+        let (mut domain, _) = connected(ID);
+        detach(&mut domain, ID, LONG, false);
+        domain.front(ID, &["5"]);
+        detach(&mut domain, ID, Duration::ZERO, true);
+        assert!(domain.answers(2).iter().all(|(status, _)| *status == 204));
+    }
+
+    #[test]
+    fn a_device_on_its_way_out_is_not_attached() {
+        let (mut domain, _) = connected(ID);
+        detach(&mut domain, ID, LONG, false);
+        attach(&mut domain, ID, None);
+        refused(&mut domain, ExitStatus::DeviceBusy);
+        domain.front(ID, &["6"]);
+        assert_eq!(domain.answer().0, 204);
+        attach(&mut domain, ID, None);
+        assert_eq!(domain.answer().0, 200);
+    }
+
+    #[test]
+    fn a_successor_comes_when_the_one_before_is_closed() {
+        let (mut domain, before) = connected(ID);
+        let after = attach(&mut domain, ID, Some(departure(ID, LONG, false)));
+        while domain.node(Side::Back, ID, "state").unwrap() != "5" {
+            domain.waits();
+        }
+        domain.front(ID, &["6"]);
+        assert_eq!(domain.answer().0, 200);
+        assert!(before.lock().unwrap().closed);
+        assert_eq!(domain.node(Side::Front, ID, "state").unwrap(), "1");
+        domain.front(ID, &["3"]);
+        assert!(after.lock().unwrap().connected);
+        assert_eq!(domain.described().cmdline, "-+");
+    }
+
+    #[test]
+    fn a_place_is_free_when_the_driver_has_let_go_of_it() {
+        let (mut domain, record) = connected(ID);
+        domain.watch(ID, true);
+        detach(&mut domain, ID, LONG, false);
+        domain.front(ID, &["6"]);
+        while !record.lock().unwrap().closed {
+            domain.waits();
+        }
+        // The guest's xenbus has not looked yet: a new device would be taken for the old one.
+        assert!(domain.node(Side::Front, ID, "state").is_none());
+        domain.waits();
+        attach(&mut domain, ID, None);
+        refused(&mut domain, ExitStatus::DeviceBusy);
+        domain.watch(ID, false);
+        assert_eq!(domain.answer().0, 204);
+        attach(&mut domain, ID, None);
+        assert_eq!(domain.answer().0, 200);
+    }
+
+    #[test]
+    fn a_driver_that_never_lets_go_keeps_nobody_waiting() {
+        let (mut domain, record) = connected(ID);
+        domain.watch(ID, true);
+        detach(&mut domain, ID, Duration::ZERO, true);
+        while !record.lock().unwrap().closed {
+            domain.waits();
+        }
+        domain.run();
+        domain.run_after(LONG);
+        assert_eq!(domain.answer().0, 204);
+        attach(&mut domain, ID, None);
+        refused(&mut domain, ExitStatus::DeviceBusy);
+    }
+
+    #[test]
+    fn a_successor_waits_for_the_driver_of_the_one_before() {
+        let (mut domain, _) = connected(ID);
+        domain.watch(ID, true);
+        let after = attach(&mut domain, ID, Some(departure(ID, Duration::ZERO, true)));
+        while domain.node(Side::Back, ID, "state").unwrap() != "6" {
+            domain.waits();
+        }
+        domain.waits();
+        assert!(domain.node(Side::Front, ID, "state").is_none());
+        domain.watch(ID, false);
+        assert_eq!(domain.answer().0, 200);
+        domain.front(ID, &["3"]);
+        assert!(after.lock().unwrap().connected);
+    }
+
+    #[test]
+    fn a_successor_that_cannot_be_opened_changes_nothing() {
+        let (mut domain, before) = connected(ID);
+        let open = || Err(Failure::new(ExitStatus::DiskMissing, "it is missing"));
+        attach_with(&mut domain, ID, Some(departure(ID, LONG, true)), Box::new(open));
+        refused(&mut domain, ExitStatus::DiskMissing);
+        assert!(before.lock().unwrap().connected);
+        assert_eq!(domain.node(Side::Back, ID, "state").unwrap(), "4");
+    }
+
+    #[test]
+    fn a_successor_is_closed_when_the_guest_keeps_the_one_before() {
+        let (mut domain, before) = connected(ID);
+        let after = attach(&mut domain, ID, Some(departure(ID, LONG, false)));
+        while domain.node(Side::Back, ID, "state").unwrap() != "5" {
+            domain.waits();
+        }
+        domain.run_after(LONG * 2);
+        refused(&mut domain, ExitStatus::DeviceKept);
+        domain.hotplug.finish(LONG);
+        assert!(before.lock().unwrap().connected && after.lock().unwrap().closed);
+        assert_eq!(domain.described().cmdline, "");
+    }
+
+    #[test]
+    fn a_successor_of_nothing_just_comes() {
+        let mut domain = TestDomain::new();
+        attach(&mut domain, ID, Some(departure(ID, LONG, false)));
+        assert_eq!(domain.answer().0, 200);
+    }
+
+    #[test]
+    fn at_the_end_of_the_guest_everybody_is_told() {
+        let (mut domain, record) = connected(ID);
+        detach(&mut domain, ID, LONG, false);
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let open = move || {
+            let _ = gone.recv();
+            Err(Failure::new(ExitStatus::HostError, "too late"))
+        };
+        attach_with(&mut domain, IDS[1], None, Box::new(open));
+        domain.waits();
+        domain.hotplug.finish(LONG);
+        let answers = domain.outbox.answers();
+        assert_eq!(answers.len(), 2);
+        for (status, body) in answers {
+            assert!(status == 409 && body["error"].as_str().unwrap().contains("has ended"), "{body}");
+        }
+        drop(go);
+        // What was asked for and not done is part of the next run.
+        assert_eq!(domain.described().cmdline, "");
+        assert!(!record.lock().unwrap().closed);
+    }
+}
