@@ -1,5 +1,7 @@
 //! What the fuzz targets share: the input as a list of numbers and bytes.
 
+pub mod image;
+
 /// The input, read from the front. An input that ends early reads as zeros, so that every input means
 /// something and most small changes of one change one thing.
 #[derive(Clone, Debug)]

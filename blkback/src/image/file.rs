@@ -472,8 +472,7 @@ fn direct_io(file: &File) -> Option<DirectIo> {
     }
     let direct = DirectIo { memory: stat.stx_dio_mem_align.max(1), offset: stat.stx_dio_offset_align };
     // More than a page of either is not worth the copies.
-    let page = AlignedBuffer::ALIGNMENT as u32;
-    let usable = |n: u32| n.is_power_of_two() && n <= page;
+    let usable = |n: u32| n.is_power_of_two() && n as usize <= AlignedBuffer::ALIGNMENT;
     (usable(direct.memory) && usable(direct.offset)).then_some(direct)
 }
 

@@ -14,7 +14,7 @@ mod vhd;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 pub use error::ImageError;
@@ -215,12 +215,6 @@ impl Storage for DiskImage {
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.node.storage().discard(offset, len)
-    }
-}
-
-impl AsRawFd for DiskImage {
-    fn as_raw_fd(&self) -> RawFd {
-        self.node.file().as_raw_fd()
     }
 }
 

@@ -112,14 +112,17 @@ impl Storage for Raw {
     }
 }
 
+/// Bytes of a sector of a disk in an image format.
+const SECTOR: u32 = 512;
+
 /// What a disk in an image format demands: nothing, it aligns what direct I/O wants aligned.
 pub(super) fn format_traits(file: &ImageFile, granularity: Option<u32>) -> Traits {
     let granularity = granularity.filter(|_| !file.readonly());
     Traits {
-        logical_block: SECTOR_SIZE as u32,
+        logical_block: SECTOR,
         physical_block: 4096,
         discard: granularity.map(|granularity| Discard { granularity, alignment: 0 }),
         memory_alignment: 1,
-        offset_alignment: SECTOR_SIZE as u32,
+        offset_alignment: SECTOR,
     }
 }

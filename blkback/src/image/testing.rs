@@ -153,6 +153,51 @@ pub(super) fn compare_with_model(path: &Path, format: Format, mut model: Vec<u8>
     assert!(std::fs::read(&raw).unwrap() == all, "seed {seed}: qemu-img reads something else");
 }
 
+/// Numbers in `good` are changed at random, `mend` makes checksums right again, and a guest uses what is left: it
+/// may get errors, and nothing may panic or go on for ever. How many of the images could be opened.
+pub(super) fn survive_patches(good: &[u8], format: Format, seed: u64, mend: impl Fn(&mut [u8])) -> u32 {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("patched");
+    let mut random = Random::new(seed);
+    let mut opened = 0;
+    for _ in 0..400 {
+        let mut bytes = good.to_vec();
+        for _ in 0..=random.below(4) {
+            // What is near the start is more often looked at.
+            let reach = 1 << (6 + random.below(10));
+            let at = random.below(reach.min(good.len() as u64 - 8)) as usize & !3;
+            let near = random.below(good.len() as u64 / 512 + 2) * 512;
+            let value = match random.below(8) {
+                0 => u64::MAX - random.below(4096),
+                1 => 1 << random.below(64),
+                2 => random.below(300),
+                3 => near | 1 << 62,
+                4 => near,
+                5 => near | 1,
+                _ => near | 1 << 63,
+            };
+            let width = 1 << random.below(4);
+            bytes[at..at + width].copy_from_slice(&value.to_be_bytes()[8 - width..]);
+        }
+        mend(&mut bytes);
+        std::fs::write(&path, &bytes).unwrap();
+        let Ok(image) = try_open(&path, format, Access::Exclusive) else { continue };
+        opened += 1;
+        let sectors = image.size() / 512;
+        for step in 0..12 {
+            let sector = if step % 2 == 0 { random.below(sectors) } else { random.below(sectors.min(300)) };
+            let count = (random.below(200) + 1).min(sectors - sector);
+            let _ = match random.below(5) {
+                0 => read(&image, sector * 512, count as usize * 512).map(drop),
+                1 | 2 => write(&image, sector * 512, &vec![7; count as usize * 512]),
+                3 => image.discard(sector * 512, count * 512),
+                _ => image.flush(),
+            };
+        }
+    }
+    opened
+}
+
 /// Set for the process that is killed: path, format, sectors, seed.
 const WRITER: &str = "XVMM_TEST_WRITER";
 /// Threads that write at once, each its own sectors.

@@ -13,7 +13,9 @@ use super::{COMPRESSED, COPIED, OFFSET};
 use crate::image::file::ImageFile;
 
 /// Clusters that are counted together.
-const GROUP: u64 = 64;
+const GROUP: u64 = GROUP_LEN as u64;
+/// The same, as the length of an array.
+const GROUP_LEN: usize = 64;
 /// Groups: with clusters of 64 KiB those of a file of 8 TiB, and about 300 MiB of memory.
 const MAX_GROUPS: usize = 1 << 21;
 /// Entries of the L1 tables of all snapshots.
@@ -24,7 +26,7 @@ const MAX_SNAPSHOT_EXTRA: u64 = 1024;
 /// References per cluster.
 #[derive(Debug, Default)]
 struct Counts {
-    groups: HashMap<u64, Box<[u16; GROUP as usize]>>,
+    groups: HashMap<u64, Box<[u16; GROUP_LEN]>>,
     /// Clusters of the file.
     end: u64,
     /// Some cluster has more than one.
@@ -40,7 +42,7 @@ impl Counts {
             if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&(cluster / GROUP)) {
                 return Err("it was not closed properly and is too large to be checked here".into());
             }
-            let group = self.groups.entry(cluster / GROUP).or_insert_with(|| Box::new([0; GROUP as usize]));
+            let group = self.groups.entry(cluster / GROUP).or_insert_with(|| Box::new([0; GROUP_LEN]));
             let slot = usize::try_from(cluster % GROUP).ok().and_then(|slot| group.get_mut(slot));
             if let Some(slot) = slot {
                 *slot = slot.saturating_add(references);

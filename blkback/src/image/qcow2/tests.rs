@@ -565,3 +565,24 @@ fn a_read_only_image_is_not_changed() {
     drop(image);
     assert!(std::fs::read(&path).unwrap() == before);
 }
+
+#[test]
+fn changed_numbers_in_an_image_do_no_harm() {
+    for (seed, options) in
+        ["-o cluster_size=512", "-o cluster_size=512,compat=0.10", "-o cluster_size=4k,refcount_bits=1"]
+            .into_iter()
+            .enumerate()
+    {
+        let (_dir, path) = made(options, MIB);
+        let image = open(&path, Format::Qcow2);
+        write(&image, 0, &[3; 40 << 10]).unwrap();
+        write(&image, 700 << 10, &[4; 9 << 10]).unwrap();
+        drop(image);
+        let good = std::fs::read(&path).unwrap();
+        for dirty in [false, true] {
+            let mend = |bytes: &mut [u8]| bytes[79] |= u8::from(dirty && bytes[7] == 3);
+            let opened = survive_patches(&good, Format::Qcow2, seed as u64 * 2 + u64::from(dirty), mend);
+            assert!(opened > 50, "{options}: only {opened} could be opened");
+        }
+    }
+}

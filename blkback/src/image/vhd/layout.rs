@@ -6,9 +6,13 @@ use crate::image::file::ImageFile;
 use crate::protocol::SECTOR_SIZE;
 
 /// Bytes of a footer and of its copy at the start of the file.
-pub(super) const FOOTER: u64 = 512;
+pub(super) const FOOTER: u64 = FOOTER_BYTES as u64;
+/// The same, as the length of an array.
+pub(super) const FOOTER_BYTES: usize = 512;
 /// Bytes of the header of a dynamic or differencing disk.
-pub(super) const HEADER: u64 = 1024;
+pub(super) const HEADER: u64 = HEADER_BYTES as u64;
+/// The same, as the length of an array.
+pub(super) const HEADER_BYTES: usize = 1024;
 /// An entry of the block allocation table that says: not allocated.
 pub(super) const UNUSED: u32 = u32::MAX;
 /// Entries of the table: a disk of 2 TiB, the largest there is, in blocks of 512 KiB (2 MiB is usual).
@@ -33,7 +37,7 @@ pub(super) enum Kind {
 #[derive(Clone, Debug)]
 pub(super) struct Footer {
     /// As it is in the file.
-    pub(super) bytes: [u8; FOOTER as usize],
+    pub(super) bytes: [u8; FOOTER_BYTES],
     pub(super) kind: Kind,
     /// Where the header is.
     pub(super) header_offset: u64,
@@ -63,7 +67,7 @@ pub(super) fn checksum(bytes: &[u8], at: usize) -> u32 {
 
 impl Footer {
     /// `None`: these bytes are not a footer. `Err`: they are one that cannot be right, a sentence.
-    pub(super) fn parse(bytes: &[u8; FOOTER as usize]) -> Option<Result<Self, String>> {
+    pub(super) fn parse(bytes: &[u8; FOOTER_BYTES]) -> Option<Result<Self, String>> {
         if bytes.get(..8)? != b"conectix" {
             return None;
         }
@@ -94,7 +98,7 @@ impl Footer {
 
     /// The footer at `offset`, if there is one.
     pub(super) fn read(file: &ImageFile, offset: u64) -> io::Result<Option<Result<Self, String>>> {
-        let mut bytes = [0; FOOTER as usize];
+        let mut bytes = [0; FOOTER_BYTES];
         file.read(&mut bytes, offset)?;
         Ok(Self::parse(&bytes))
     }
@@ -131,12 +135,12 @@ impl Header {
         if !offset.is_multiple_of(SECTOR_SIZE) || offset < FOOTER || beyond(offset, HEADER, len) {
             return Ok(Err(format!("its header is at byte {offset:#x}, outside of the file")));
         }
-        let mut bytes = [0; HEADER as usize];
+        let mut bytes = [0; HEADER_BYTES];
         file.read(&mut bytes, offset)?;
         Ok(Self::parse(&bytes, footer.size, len))
     }
 
-    fn parse(bytes: &[u8; HEADER as usize], size: u64, len: u64) -> Result<Self, String> {
+    fn parse(bytes: &[u8; HEADER_BYTES], size: u64, len: u64) -> Result<Self, String> {
         if bytes.get(..8) != Some(b"cxsparse") {
             return Err("it has no header where its footer says".into());
         }
@@ -144,7 +148,7 @@ impl Header {
             return Err("the checksum of its header is wrong".into());
         }
         let (table_offset, entries, block) = (be64(bytes, 16), be32(bytes, 28), be32(bytes, 32));
-        if !block.is_power_of_two() || block < SECTOR_SIZE as u32 || block > MAX_BLOCK {
+        if !block.is_power_of_two() || u64::from(block) < SECTOR_SIZE || block > MAX_BLOCK {
             return Err(format!("blocks of {block} bytes (a power of two up to 256 MiB is possible)"));
         }
         if entries > MAX_ENTRIES {

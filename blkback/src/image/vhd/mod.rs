@@ -16,7 +16,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use self::layout::{FOOTER, Footer, HEADER, Header, Kind, UNUSED, be32};
+use self::layout::{FOOTER, Footer, HEADER, Header, Kind, UNUSED};
 use super::file::{Identity, ImageFile};
 use super::pieces::Pieces;
 use super::raw::{Raw, format_traits};
@@ -29,6 +29,8 @@ use crate::storage::{Storage, Traits};
 const BITMAPS: usize = 4 << 20;
 /// New blocks that the table in the file does not have yet.
 const MAX_NEW: usize = 256;
+/// A sector, as the length of an array.
+const SECTOR_BYTES: usize = 512;
 /// Sectors that are written together the first time, with what the parent has beside what is to be written: those
 /// of a byte of the bitmap. The format has no such rule, but libvhdi takes what follows a written sector in its
 /// byte for written too.
@@ -111,7 +113,8 @@ pub(super) fn open(
         // Other programs keep data of their own between the table and the footer.
         state.end = len - FOOTER;
     }
-    if !file.readonly() && !file.block_device() && !(at_end && state.end + FOOTER == len) {
+    let tidy = at_end && state.end + FOOTER == len;
+    if !tidy && !file.readonly() && !file.block_device() {
         // Left by somebody who was stopped while he added a block.
         tracing::info!("disk image {}: its footer is put to where the data ends", path.display());
         file.write(&footer.bytes, state.end).map_err(io)?;
@@ -126,7 +129,6 @@ pub(super) fn open(
 ///
 /// That one decides if it is there: the first sector of a fixed disk is the guest's, who could write a copy of a
 /// footer there that makes the file a differencing disk with a parent of his choice.
-#[expect(clippy::type_complexity, reason = "a result within a result, in one place")]
 fn find_footer(file: &ImageFile, len: u64) -> io::Result<Result<Option<(Footer, bool)>, String>> {
     if len < FOOTER {
         return Ok(Ok(None));
@@ -242,10 +244,12 @@ impl Vhd {
             let (place, len) = self.look_up(offset, inside.len() as u64)?;
             let part = inside.take(usize::try_from(len).map_err(|_| damaged())?);
             // SAFETY: passed on.
-            match (place, &self.parent) {
-                (Some(place), _) => unsafe { self.file.read_pieces(part, place)? },
-                (None, Some(parent)) => unsafe { parent.read_pieces(part, offset)? },
-                (None, None) => unsafe { part.zero() },
+            unsafe {
+                match (place, &self.parent) {
+                    (Some(place), _) => self.file.read_pieces(part, place)?,
+                    (None, Some(parent)) => parent.read_pieces(part, offset)?,
+                    (None, None) => part.zero(),
+                }
             }
             offset += len;
         }
@@ -314,7 +318,7 @@ impl Vhd {
         let _alone = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
         for sector in (group.0..first).chain(last + 1..=group.1) {
             if !self.are_set(index, start, (sector, sector))? {
-                let mut bytes = [0; SECTOR_SIZE as usize];
+                let mut bytes = [0; SECTOR_BYTES];
                 if let Some(parent) = &self.parent {
                     let offset = index as u64 * self.block() + sector * SECTOR_SIZE;
                     // SAFETY: memory of our own.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::layout::{FOOTER, Footer, Header, Locator};
+use super::layout::{FOOTER, FOOTER_BYTES, Footer, Header, Locator};
 use crate::image::file::{Identity, ImageFile};
 use crate::image::{Access, Format, ImageError, ImageOptions, Node};
 
@@ -99,7 +99,7 @@ fn identity(path: &Path) -> Option<[u8; 16]> {
     let file = File::open(path).ok()?;
     let len = if device { 0 } else { file.metadata().ok()?.len() };
     let footer = |offset| {
-        let mut bytes = [0; FOOTER as usize];
+        let mut bytes = [0; FOOTER_BYTES];
         file.read_exact_at(&mut bytes, offset).ok()?;
         Footer::parse(&bytes)?.ok()
     };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::layout::{HEADER, checksum};
+use super::layout::{HEADER_BYTES, be32, checksum};
 use super::*;
 use crate::image::testing::open;
 use crate::image::testing::*;
@@ -88,7 +88,7 @@ fn differencing(parent: &Path, path: &Path, size: u64, block: u32) {
     let name = parent.file_name().unwrap().to_str().unwrap();
     let entries = size.div_ceil(block.into()) as u32;
     let table = (u64::from(entries) * 4).next_multiple_of(512);
-    let mut header = vec![0; HEADER as usize];
+    let mut header = vec![0; HEADER_BYTES];
     header[..8].copy_from_slice(b"cxsparse");
     header[8..16].fill(0xff);
     header[16..24].copy_from_slice(&2048u64.to_be_bytes());
@@ -406,4 +406,24 @@ fn a_chain_that_comes_back_to_itself_is_refused() {
     std::fs::write(&second, image).unwrap();
     let error = error(&second);
     assert!(matches!(error, ImageError::BackingLoop(_)), "{error}");
+}
+
+#[test]
+fn changed_numbers_in_an_image_do_no_harm() {
+    let (_dir, path, _) = made("", 9 * MIB);
+    let image = open(&path, Format::Vhd);
+    write(&image, 0, &[3; 4096]).unwrap();
+    drop(image);
+    // The data of the one block is a hole at the end, and is not needed.
+    let good = std::fs::read(&path).unwrap();
+    let mend = |bytes: &mut [u8]| {
+        let end = bytes.len() - 512;
+        let (copy, footer) = bytes.split_at_mut(end);
+        footer.copy_from_slice(&copy[..512]);
+        patched(footer, 64);
+        patched(&mut copy[..512], 64);
+        patched(&mut copy[512..1536], 36);
+    };
+    let opened = survive_patches(&good, Format::Vhd, 5, mend);
+    assert!(opened > 50, "only {opened} could be opened");
 }
