@@ -18,6 +18,7 @@ const REGULAR_FILE: u32 = 0o100_000;
 pub struct Archive {
     bytes: Vec<u8>,
     directories: BTreeSet<String>,
+    copies: BTreeSet<String>,
     inode: u32,
 }
 
@@ -44,6 +45,14 @@ impl Archive {
         let mode = std::fs::metadata(from)?.permissions().mode() & 0o777;
         self.file(path, mode, &std::fs::read(from)?);
         Ok(())
+    }
+
+    /// The same, unless this was done for the path before: a library of several programs.
+    pub fn copy_once(&mut self, path: &str, from: &Path) -> io::Result<()> {
+        match self.copies.insert(path.to_owned()) {
+            true => self.copy(path, from),
+            false => Ok(()),
+        }
     }
 
     /// Adds a symbolic link.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::cases::{self, Case, HostKind};
 use crate::nested::{Host, Running};
 use crate::packages::Cache;
+use crate::storage::{self, Storage};
 use crate::{Result, fail, formats, images, kvm};
 
 /// Time in which L1 must be ready for its first test.
@@ -102,6 +103,7 @@ pub fn prepare() -> Result<ExitCode> {
     images::guests(&cache)?;
     images::tools(&cache)?;
     formats::build(&cache)?;
+    storage::build(&cache, "6.12")?;
     for (label, _) in images::GUEST_KERNELS {
         images::l1(&cache, label)?;
     }
@@ -288,7 +290,9 @@ struct Material {
     cache: Cache,
     tools: PathBuf,
     formats: Option<PathBuf>,
-    without_xen: bool,
+    storage: Option<Storage>,
+    /// Label of the nested host's kernel.
+    kernel: &'static str,
 }
 
 impl Material {
@@ -298,11 +302,13 @@ impl Material {
         let tools = images::tools(&cache)?;
         let formats = cases.iter().any(|case| case.test.name == "formats");
         let formats = if formats { Some(formats::build(&cache)?) } else { None };
-        let without_xen = cases.iter().any(|case| case.test.host == HostKind::WithoutXen);
+        let needs = |kind| cases.iter().any(|case| case.test.host == kind);
+        let kernel = if needs(HostKind::WithoutXen) { "6.1" } else { "6.12" };
+        let storage = if needs(HostKind::Storage) { Some(storage::build(&cache, kernel)?) } else { None };
         if place == Place::Nested {
-            images::l1(&cache, "6.12")?;
+            images::l1(&cache, kernel)?;
         }
-        Ok(Material { cache, tools, formats, without_xen })
+        Ok(Material { cache, tools, formats, storage, kernel })
     }
 }
 
@@ -368,7 +374,9 @@ impl Station {
                 Side::Direct(command.env("XVMM_TOOLS", &material.tools).spawn()?)
             }
             Place::Nested => {
-                let script = "dmesg -n 1\ndmesg -c > /dev/null\nstty -echo\n\
+                let script = "dmesg -n 1\n\
+                    [ ! -f /tests/storage ] || . /tests/storage\n\
+                    dmesg -c > /dev/null\nstty -echo\n\
                     export XVMM=/usr/bin/xvmm XVMM_MATERIAL=/tests XVMM_TOOLS=/tests/tools\n\
                     /tests/xvmm-tests inside\n";
                 let mut host = Host::new(&material.cache, script.to_owned())?;
@@ -377,9 +385,11 @@ impl Station {
                 if let Some(formats) = &material.formats {
                     host.take(formats, "/tests/formats")?;
                 }
-                if material.without_xen {
-                    host.kernel = "6.1".to_owned();
+                if let Some(storage) = &material.storage {
+                    host.archives.push(storage.archive.clone());
+                    host.files.push(("/tests/fio".to_owned(), storage.fio.clone()));
                 }
+                material.kernel.clone_into(&mut host.kernel);
                 Side::Nested(host.start(&material.cache)?)
             }
         };

@@ -117,6 +117,13 @@ impl Spec {
         self.with_archive(archive)
     }
 
+    /// Puts fio into the guest.
+    pub fn with_fio(self) -> Result<Spec> {
+        let mut archive = Archive::default();
+        archive.copy("/bin/fio", &material("fio"))?;
+        self.with_archive(archive)
+    }
+
     /// Adds an archive to the initrd.
     fn with_archive(mut self, archive: Archive) -> Result<Spec> {
         let Some(initrd) = &self.initrd else {
@@ -274,10 +281,26 @@ impl Guest {
         Ok(self.number)
     }
 
+    /// As [`Guest::sh`], for a command that may take longer.
+    pub fn sh_within(&mut self, command: &str, limit: Duration) -> Result<String> {
+        let number = self.send(command)?;
+        match self.answer_within(number, command, limit)? {
+            (0, output) => Ok(output),
+            (status, output) => {
+                fail!("in the guest, `{command}` ended with status {status} and said: {output}")
+            }
+        }
+    }
+
     /// Waits for the answer to a command that was sent.
     pub fn answer(&mut self, number: u32, command: &str) -> Result<(i32, String)> {
+        self.answer_within(number, command, COMMAND_LIMIT)
+    }
+
+    /// As [`Guest::answer`], with a time of its own.
+    pub fn answer_within(&mut self, number: u32, command: &str, limit: Duration) -> Result<(i32, String)> {
         let end = format!("\n@@END {number} ");
-        let deadline = Instant::now() + COMMAND_LIMIT;
+        let deadline = Instant::now() + limit;
         let found = self.screen.wait(deadline, |text| {
             let (before, after) = text.rsplit_once(&end)?;
             let (status, _) = after.split_once('\n')?;

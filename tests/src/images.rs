@@ -27,6 +27,9 @@ const TOOLS: [(&str, &str, &str); 6] = [
     ("grub-xen-host", "usr/lib/grub-xen/grub-i386-xen_pvh.bin", "grub-pvh"),
 ];
 
+/// The list of modules that an image's init loads.
+pub const ORDER: &str = "/lib/modules/order";
+
 /// The dynamic loader of x86-64.
 pub const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 
@@ -43,7 +46,7 @@ pub fn guests(cache: &Cache) -> Result<()> {
             eprintln!("building the guest's initrd, Linux {}", kernel.release);
             fs::copy(&kernel.image, folder.join("vmlinuz"))?;
             let mut archive = base(cache, GUEST_INIT)?;
-            modules(&mut archive, &kernel, &GUEST_MODULES, &GUEST_EXTRA_MODULES)?;
+            modules(&mut archive, ORDER, &kernel, &GUEST_MODULES, &GUEST_EXTRA_MODULES)?;
             // The kernel runs these two when the toolstack asks for a shutdown or a reboot.
             archive.file(
                 "/sbin/poweroff",
@@ -62,19 +65,24 @@ pub fn guests(cache: &Cache) -> Result<()> {
     Ok(())
 }
 
+/// One of the kernels above.
+pub fn kernel(cache: &Cache, label: &str) -> Result<Kernel> {
+    match GUEST_KERNELS.iter().find(|(other, _)| *other == label) {
+        Some((_, package)) => cache.kernel(package),
+        None => fail!("there is no kernel {label}"),
+    }
+}
+
 /// Builds the base of L1 for one of the kernels above, `l1/LABEL/{vmlinuz,base}` in the cache.
 pub fn l1(cache: &Cache, label: &str) -> Result<PathBuf> {
-    let Some((_, package)) = GUEST_KERNELS.iter().find(|(other, _)| *other == label) else {
-        return fail!("there is no kernel {label} for the nested host");
-    };
-    let kernel = cache.kernel(package)?;
+    let kernel = kernel(cache, label)?;
     let folder = cache.path("l1").join(label);
     let recipe = format!("{} {L1_MODULES:?}\n{L1_INIT}", kernel.release);
     build_once(&folder, &recipe, || {
         eprintln!("building the nested host's initramfs, Linux {}", kernel.release);
         fs::copy(&kernel.image, folder.join("vmlinuz"))?;
         let mut archive = base(cache, L1_INIT)?;
-        modules(&mut archive, &kernel, &L1_MODULES, &[])?;
+        modules(&mut archive, ORDER, &kernel, &L1_MODULES, &[])?;
         fs::write(folder.join("base"), archive.finish())?;
         Ok(())
     })?;
@@ -140,11 +148,17 @@ pub fn base(cache: &Cache, init: &str) -> Result<Archive> {
     Ok(archive)
 }
 
-/// Adds kernel modules; `names` are listed in /lib/modules/order, in the order of loading.
-pub fn modules(archive: &mut Archive, kernel: &Kernel, names: &[&str], extra: &[&str]) -> Result<()> {
+/// Adds kernel modules; `names` are listed in the file `list`, in the order of loading.
+pub fn modules(
+    archive: &mut Archive,
+    list: &str,
+    kernel: &Kernel,
+    names: &[&str],
+    extra: &[&str],
+) -> Result<()> {
     let loaded = kernel.modules(names)?;
     let order: Vec<&str> = loaded.iter().map(|(name, _)| name.as_str()).collect();
-    archive.file("/lib/modules/order", 0o644, format!("{}\n", order.join("\n")).as_bytes());
+    archive.file(list, 0o644, format!("{}\n", order.join("\n")).as_bytes());
     let all: Vec<&str> = names.iter().chain(extra).copied().collect();
     for (name, data) in kernel.modules(&all)? {
         archive.file(&format!("/lib/modules/{name}.ko"), 0o644, &data);

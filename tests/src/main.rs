@@ -18,7 +18,9 @@ mod images;
 mod kvm;
 mod nested;
 mod packages;
+mod records;
 mod runner;
+mod storage;
 
 use std::process::ExitCode;
 
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         "bench-inside" => bench::inside(rest),
         "bench-disk" => bench::disk(rest),
         "bench-net" => bench::net(rest),
+        "records" => records::load(rest),
         "reach" => cases::isolation::reach(rest),
         _ => Err(USAGE.into()),
     };

@@ -29,6 +29,8 @@ pub struct Host {
     pub programs: Vec<(String, PathBuf)>,
     /// Files to take along.
     pub files: Vec<(String, PathBuf)>,
+    /// Finished archives to take along.
+    pub archives: Vec<PathBuf>,
     /// The shell commands that it runs; it powers off after them.
     pub script: String,
     /// Connect its console to this terminal instead of a pipe.
@@ -53,6 +55,7 @@ impl Host {
             memory: 3072,
             programs,
             files,
+            archives: Vec::new(),
             script,
             interactive: false,
         })
@@ -88,6 +91,9 @@ impl Host {
         let initramfs = cache.path(&format!("l1-{}-{number}.initramfs", std::process::id()));
         let mut file = File::create(&initramfs)?;
         file.write_all(&std::fs::read(base.join("base"))?)?;
+        for archive in &self.archives {
+            file.write_all(&std::fs::read(archive)?)?;
+        }
         file.write_all(&overlay.finish())?;
         drop(file);
 

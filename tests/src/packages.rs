@@ -139,6 +139,55 @@ impl Cache {
     }
 }
 
+/// apt with lists of its own, for sources that this machine does not have. Nothing is installed.
+pub struct Apt {
+    folder: PathBuf,
+}
+
+impl Apt {
+    /// Keeps lists and archives in the folder `name` of the cache; `sources` is the text of a sources.list.
+    pub fn new(cache: &Cache, name: &str, sources: &str) -> Result<Apt> {
+        let apt = Apt { folder: cache.path(name) };
+        for place in [apt.lists(), apt.archives()] {
+            fs::create_dir_all(place.join("partial"))?;
+        }
+        fs::write(apt.folder.join("sources.list"), sources)?;
+        Ok(apt)
+    }
+
+    /// Where downloaded packages are.
+    pub fn archives(&self) -> PathBuf {
+        self.folder.join("archives")
+    }
+
+    fn lists(&self) -> PathBuf {
+        self.folder.join("lists")
+    }
+
+    /// Runs apt-get with these words.
+    pub fn run(&self, words: &[&str]) -> Result<()> {
+        self.run_in(&self.folder, words)
+    }
+
+    /// Runs apt-get in another folder: what `source` fetches stays there.
+    pub fn run_in(&self, folder: &Path, words: &[&str]) -> Result<()> {
+        let mut command = Command::new("apt-get");
+        command.args(["-q", "-y", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=root"]);
+        let places = [
+            ("Dir::Etc::sourcelist", self.folder.join("sources.list")),
+            ("Dir::State::lists", self.lists()),
+            ("Dir::Cache::archives", self.archives()),
+            ("Dir::Cache", self.folder.clone()),
+        ];
+        for (option, place) in places {
+            command.arg("-o").arg(format!("{option}={}", place.display()));
+        }
+        command.args(["-o", "Dir::Etc::sourceparts=-"]).args(words).current_dir(folder);
+        run(&mut command)?;
+        Ok(())
+    }
+}
+
 impl Kernel {
     /// The named modules and what they need, uncompressed, in the order of loading.
     pub fn modules(&self, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {

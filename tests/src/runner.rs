@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::cases::{self, Bench, Case};
+use crate::cases::{self, Bench, Case, HostKind};
 use crate::packages::run;
 use crate::{Result, fail};
 
@@ -136,7 +136,11 @@ pub fn one(words: &[String]) -> Result<ExitCode> {
     // The runner ends a hung test by its process group; nothing outlives a runner that was ended.
     // SAFETY: prctl with this operation takes an integer only.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
-    isolate()?;
+    match case.test.host {
+        // The kernel's iSCSI initiator speaks with the daemon of the first network namespace only.
+        HostKind::Storage => isolate_mounts()?,
+        _ => isolate()?,
+    }
     let bench = Bench::new(&case, PathBuf::from(folder))?;
     match (case.test.run)(&bench) {
         Ok(()) => Ok(ExitCode::SUCCESS),
@@ -149,14 +153,26 @@ pub fn one(words: &[String]) -> Result<ExitCode> {
 
 /// Moves this process into a network namespace of its own, with a sysfs that shows it.
 pub fn isolate() -> Result<()> {
-    // SAFETY: unshare takes flags only, and this process has one thread.
-    if unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) } != 0 {
-        let error = std::io::Error::last_os_error();
-        return fail!("cannot make a network namespace: {error}; the tests on this host's KVM need root");
-    }
-    run(Command::new("mount").args(["--make-rprivate", "/"]))
-        .or_else(|_| run(Command::new("mount").args(["-o", "rprivate", "/"])))?;
+    unshare(libc::CLONE_NEWNET)?;
+    isolate_mounts()?;
     run(Command::new("mount").args(["-t", "sysfs", "sysfs", "/sys"]))?;
     run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
+    Ok(())
+}
+
+/// Gives this process mounts of its own.
+fn isolate_mounts() -> Result<()> {
+    unshare(libc::CLONE_NEWNS)?;
+    run(Command::new("mount").args(["--make-rprivate", "/"]))
+        .or_else(|_| run(Command::new("mount").args(["-o", "rprivate", "/"])))?;
+    Ok(())
+}
+
+fn unshare(flags: libc::c_int) -> Result<()> {
+    // SAFETY: unshare takes flags only, and this process has one thread.
+    if unsafe { libc::unshare(flags) } != 0 {
+        let error = std::io::Error::last_os_error();
+        return fail!("cannot make namespaces: {error}; the tests on this host's KVM need root");
+    }
     Ok(())
 }

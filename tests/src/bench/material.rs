@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cpio::Archive;
-use crate::packages::{Cache, run};
+use crate::packages::{Apt, Cache, run};
 use crate::{Result, fail, formats, images};
 
 const INIT: &str = include_str!("../../assets/bench-init");
@@ -49,7 +49,7 @@ pub fn build(cache: &Cache) -> Result<Material> {
     fs::copy(formats::build(cache)?.join("elf"), folder.join("vmlinux"))?;
 
     let mut archive = images::base(cache, INIT)?;
-    images::modules(&mut archive, &kernel, &GUEST_MODULES, &[])?;
+    images::modules(&mut archive, images::ORDER, &kernel, &GUEST_MODULES, &[])?;
     let base = archive.finish();
     let mut overlay = Archive::default();
     images::program(&mut overlay, "/bin/xvmm-tests", &std::env::current_exe()?)?;
@@ -114,35 +114,15 @@ fn qemu(cache: &Cache, folder: &Path) -> Result<String> {
 /// Nothing is installed.
 fn unpack_qemu(cache: &Cache) -> Result<PathBuf> {
     eprintln!("fetching QEMU 10 from bookworm-backports");
-    let folder = cache.path("apt");
-    let (lists, archives) = (folder.join("lists"), folder.join("archives"));
-    for place in [&lists, &archives] {
-        fs::create_dir_all(place.join("partial"))?;
-    }
-    let sources = folder.join("sources.list");
-    fs::write(&sources, SOURCES)?;
-    let apt = |words: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command.args(["-q", "-y", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=root"]);
-        let places = [
-            ("Dir::Etc::sourcelist", &sources),
-            ("Dir::State::lists", &lists),
-            ("Dir::Cache::archives", &archives),
-            ("Dir::Cache", &folder),
-        ];
-        for (option, place) in places {
-            command.arg("-o").arg(format!("{option}={}", place.display()));
-        }
-        run(command.args(["-o", "Dir::Etc::sourceparts=-"]).args(words))
-    };
-    apt(&["update"])?;
+    let apt = Apt::new(cache, "apt", SOURCES)?;
+    apt.run(&["update"])?;
     let mut words = vec!["install", "--download-only", "--reinstall", "--no-install-recommends"];
     words.extend(["-t", "bookworm-backports"]);
     words.extend(QEMU_PACKAGES);
-    apt(&words)?;
-    let root = folder.join("root");
+    apt.run(&words)?;
+    let root = cache.path("apt/root");
     fs::create_dir_all(&root)?;
-    for entry in fs::read_dir(&archives)? {
+    for entry in fs::read_dir(apt.archives())? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "deb") {
             run(Command::new("dpkg-deb").arg("-x").arg(&path).arg(&root))?;

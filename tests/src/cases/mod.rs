@@ -17,6 +17,7 @@ pub mod isolation;
 mod life;
 pub mod net;
 mod refusals;
+mod storage;
 mod xenstore;
 
 /// The host that a test needs.
@@ -26,6 +27,8 @@ pub enum HostKind {
     Usual,
     /// A KVM built without that support: always nested, with an older kernel.
     WithoutXen,
+    /// With device mapper, LVM and iSCSI, whose devices are everybody's: always nested.
+    Storage,
 }
 
 /// The guest's kernel (a label) and its number of vCPUs.
@@ -122,6 +125,15 @@ const TESTS: &[Test] = &[
     Test::new("formats", SMALL, boot::formats).single().full_only().limit(900),
     Test::new("refusals", SMALL, refusals::refusals).single(),
     Test::new("without-xen", SMALL, refusals::without_xen).single().on(HostKind::WithoutXen),
+    Test::new("blk-files", LARGE, storage::backends::files).on(HostKind::Storage).limit(900),
+    Test::new("blk-volumes", OLD_LARGE, storage::backends::volumes).on(HostKind::Storage).limit(900),
+    Test::new("blk-features", LARGE, storage::features::features).on(HostKind::Storage).limit(900),
+    Test::new("blk-kills", SMALL, storage::kills::kills).single().on(HostKind::Storage).limit(900),
+    Test::new("blk-errors", SMALL, storage::faults::errors).single().on(HostKind::Storage),
+    Test::new("blk-full", SMALL, storage::faults::full).single().on(HostKind::Storage),
+    Test::new("blk-full-pause", OLD, storage::faults::full_pause).single().on(HostKind::Storage),
+    Test::new("blk-iscsi", OLD, storage::iscsi::iscsi).single().on(HostKind::Storage),
+    Test::new("blk-hotplug", SMALL, storage::hotplug::hotplug).on(HostKind::Storage),
     Test::new("counters", LARGE, cost::counters).alone(),
     Test::new("sleeping", LARGE, cost::sleeping).alone(),
     Test::new("memory", SMALL, cost::memory).single().alone(),
