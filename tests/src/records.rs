@@ -21,10 +21,10 @@ const BATCH: u64 = 16;
 /// The records are in the first part of the disk.
 const PLACES: u64 = 1024;
 /// Behind them, pieces of this size are written and discarded, for the metadata of images.
-const PIECE: u64 = 128 << 10;
+const PIECE: usize = 128 << 10;
 const PIECES: u64 = 64;
 /// Bytes of a disk for all this.
-pub const DISK: u64 = PLACES * RECORD as u64 + PIECES * PIECE;
+pub const DISK: u64 = PLACES * RECORD as u64 + PIECES * PIECE as u64;
 /// What is printed in front of a durable number.
 pub const DURABLE: &str = "@@DURABLE ";
 
@@ -43,9 +43,9 @@ pub fn load(words: &[String]) -> Result<ExitCode> {
             disk.write_all_at(&record(number), place(number) * RECORD as u64)?;
             number += 1;
         }
-        let piece = |choice: u64| (PLACES * RECORD as u64) + mix(choice) % PIECES * PIECE;
-        disk.write_all_at(&[0x5a; PIECE as usize / 2], piece(number))?;
-        let range = [piece(number + 1), PIECE];
+        let piece = |choice: u64| (PLACES * RECORD as u64) + mix(choice) % PIECES * PIECE as u64;
+        disk.write_all_at(&[0x5a; PIECE / 2], piece(number))?;
+        let range = [piece(number + 1), PIECE as u64];
         // SAFETY: the ioctl reads two numbers, which live until it returns. That it fails where the disk cannot
         // discard does not matter here.
         unsafe { libc::ioctl(disk.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
