@@ -23,6 +23,8 @@ const PLACES: u64 = 1024;
 /// Behind them, pieces of this size are written and discarded, for the metadata of images.
 const PIECE: u64 = 128 << 10;
 const PIECES: u64 = 64;
+/// Bytes that are written to a piece.
+const JUNK: usize = 64 << 10;
 /// Bytes of a disk for all this.
 pub const DISK: u64 = PLACES * RECORD as u64 + PIECES * PIECE;
 /// What is printed in front of a durable number.
@@ -44,7 +46,7 @@ pub fn load(words: &[String]) -> Result<ExitCode> {
             number += 1;
         }
         let piece = |choice: u64| (PLACES * RECORD as u64) + mix(choice) % PIECES * PIECE;
-        disk.write_all_at(&[0x5a; PIECE as usize / 2], piece(number))?;
+        disk.write_all_at(&[0x5a; JUNK], piece(number))?;
         let range = [piece(number + 1), PIECE];
         // SAFETY: the ioctl reads two numbers, which live until it returns. That it fails where the disk cannot
         // discard does not matter here.
