@@ -126,9 +126,19 @@ const TESTS: &[Test] = &[
     Test::new("refusals", SMALL, refusals::refusals).single(),
     Test::new("without-xen", SMALL, refusals::without_xen).single().on(HostKind::WithoutXen),
     Test::new("blk-files", LARGE, storage::backends::files).full_only().on(HostKind::Storage).limit(900),
-    Test::new("blk-volumes", OLD_LARGE, storage::backends::volumes).full_only().on(HostKind::Storage).limit(900),
-    Test::new("blk-features", LARGE, storage::features::features).full_only().on(HostKind::Storage).limit(900),
-    Test::new("blk-kills", SMALL, storage::kills::kills).single().full_only().on(HostKind::Storage).limit(900),
+    Test::new("blk-volumes", OLD_LARGE, storage::backends::volumes)
+        .full_only()
+        .on(HostKind::Storage)
+        .limit(900),
+    Test::new("blk-features", LARGE, storage::features::features)
+        .full_only()
+        .on(HostKind::Storage)
+        .limit(900),
+    Test::new("blk-kills", SMALL, storage::kills::kills)
+        .single()
+        .full_only()
+        .on(HostKind::Storage)
+        .limit(900),
     Test::new("blk-errors", SMALL, storage::faults::errors).single().full_only().on(HostKind::Storage),
     Test::new("blk-full", SMALL, storage::faults::full).single().full_only().on(HostKind::Storage),
     Test::new("blk-full-pause", OLD, storage::faults::full_pause).single().full_only().on(HostKind::Storage),
