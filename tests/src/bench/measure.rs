@@ -23,27 +23,23 @@ const END_LIMIT: Duration = Duration::from_secs(15);
 const SETTLE: Duration = Duration::from_secs(2);
 const IDLE: Duration = Duration::from_secs(10);
 
-/// `bench-inside DISK ROUNDS LOADS PEER...`
+/// `bench-inside DISK boot|load ROUND PEER...`
 pub fn inside(words: &[String]) -> Result<ExitCode> {
-    let [disk, rounds, loads, names @ ..] = words else {
+    let [disk, kind, round, names @ ..] = words else {
         return fail!("{}", crate::USAGE);
     };
-    let (rounds, loads): (u32, u32) = (rounds.parse()?, loads.parse()?);
     let peers: Vec<Peer> = names.iter().filter_map(|name| Peer::find(name)).collect();
     let _vm = Kvm::open()?.empty_vm()?;
     let bench = Bench::new(Path::new(disk))?;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     println!("@@ HOST {}", release.trim());
-    for round in 1..=rounds {
-        for peer in &peers {
-            bench.run(*peer, Load::Nothing, &format!("boot {round}/{rounds}"));
-        }
-    }
-    for round in 1..=loads {
-        for peer in peers.iter().filter(|peer| peer.takes_load()) {
+    for peer in &peers {
+        if kind == super::BOOT {
+            bench.run(*peer, Load::Nothing, &format!("boot {round}"));
+        } else if peer.takes_load() {
             // A guest for each: QEMU's Xen emulation may hang under either, which must not cost both.
             for load in [Load::Disk, Load::Net] {
-                bench.run(*peer, load, &format!("load {round}/{loads}"));
+                bench.run(*peer, load, &format!("load {round}"));
             }
         }
     }
@@ -167,6 +163,17 @@ impl Bench {
             .flatten()
             .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))?;
         fs::read_to_string(folder.path().join("exits")).ok()?.trim().parse().ok()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.trace = None;
+        for folder in ["trace", "debug"] {
+            let _ = run(Command::new("umount").arg(self.folder.join(folder)));
+        }
+        let _ = run(Command::new("ip").args(["link", "delete", BRIDGE]));
+        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Benchmarks: xvmm beside QEMU's Xen emulation and QEMU's microvm, with the same guest on the same KVM.
 //!
-//! All of them run on one KVM host, which is the nested one unless told otherwise, in interleaved rounds, so
-//! that a drift of the machine's speed meets all alike. [`material`] makes what they need, [`measure`] runs
+//! Each round runs all of them on one KVM host, which is a nested one of its own unless told otherwise, so that
+//! a drift of the machine's speed meets all alike. A round whose host dies counts for nothing and is repeated. [`material`] makes what they need, [`measure`] runs
 //! one VMM and reads its figures, [`load`] is the load in the guest, [`report`] writes the tables.
 
 mod load;
@@ -28,6 +28,11 @@ use report::Figures;
 const DISK_MIB: u64 = 96;
 /// RAM of the nested host in MiB: the images of this benchmark are large.
 const HOST_MIB: u32 = 4096;
+/// How often a round is begun: a nested host with two processors dies now and then (see [`Host::processors`]).
+const TRIES: u32 = 4;
+/// Kinds of rounds: boots only, and load on disk and network.
+const BOOT: &str = "boot";
+const LOAD: &str = "load";
 
 const USAGE: &str = "\
 usage: tests/bench [--rounds N] [--loads N] [--direct] [--write] [PEER...]
@@ -71,12 +76,23 @@ impl Options {
         Ok(options)
     }
 
-    /// The words of `bench-inside`.
-    fn inside(&self, disk: &Path) -> Vec<String> {
-        let mut words = vec![disk.display().to_string(), self.rounds.to_string(), self.loads.to_string()];
+    /// The words of `bench-inside` for one round.
+    fn inside(&self, disk: &Path, round: &Round) -> Vec<String> {
+        let mut words = vec![disk.display().to_string(), round.kind.to_owned(), round.name.clone()];
         words.extend(self.peers.iter().map(|peer| peer.name().to_owned()));
         words
     }
+
+    fn rounds(&self) -> impl Iterator<Item = Round> {
+        let of = |kind, count| (1..=count).map(move |i| Round { kind, name: format!("{i}/{count}") });
+        of(BOOT, self.rounds).chain(of(LOAD, self.loads))
+    }
+}
+
+/// One run of every peer, all on the same host.
+struct Round {
+    kind: &'static str,
+    name: String,
 }
 
 /// `bench`: prepares everything, measures and reports.
@@ -87,47 +103,30 @@ pub fn bench(words: &[String]) -> Result<ExitCode> {
     let made = material::build(&cache)?;
     let place = if options.direct { Place::Direct } else { Place::Nested };
     eprintln!("{place}");
-    let mut side = match place {
-        Place::Direct => Side::Direct(direct(&options, &cache, &xvmm)?),
-        Place::Nested => Side::Nested(nested(&options, &cache, &xvmm, &made)?),
-    };
-    let output = match &mut side {
-        Side::Direct(child) => child.stdout.take(),
-        Side::Nested(running) => running.child.stdout.take(),
-    };
-    let Some(output) = output else {
-        return fail!("the benchmarks' host has no output");
-    };
-
     let mut figures = Figures::default();
-    let mut ended = false;
-    let mut reader = BufReader::new(output);
-    let mut line = Vec::new();
-    while !ended && reader.read_until(b'\n', &mut line)? > 0 {
-        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-        match text.split_once("@@ ").map(|(_, message)| message.split(' ').collect::<Vec<_>>()) {
-            Some(words) => match words.as_slice() {
-                ["FIGURE", peer, metric, value] => {
-                    eprintln!("  {metric} {value}");
-                    figures.add(peer, metric, value);
+    for round in options.rounds() {
+        let mut tries = 0;
+        let measured = loop {
+            tries += 1;
+            let mut side = match place {
+                Place::Direct => Side::Direct(direct(&options, &cache, &xvmm, &round)?),
+                Place::Nested => Side::Nested(nested(&options, &cache, &xvmm, &made, &round)?),
+            };
+            match side.measure()? {
+                Ok(measured) => break measured,
+                Err(()) if tries < TRIES => {
+                    eprintln!("The host of {} {} ended early; once more.", round.kind, round.name);
+                    figures.repeated += 1;
                 }
-                ["HOST", words @ ..] => figures.host = words.join(" "),
-                ["END", ..] => ended = true,
-                words => eprintln!("{}", words.join(" ")),
-            },
-            None => eprintln!("{text}"),
-        }
-        line.clear();
-    }
-    drop(side);
-    if figures.is_empty() {
-        return fail!("the benchmarks' host ended early");
+                Err(()) => {
+                    return fail!("the host of {} {} ended early {TRIES} times", round.kind, round.name);
+                }
+            }
+        };
+        figures.append(measured);
     }
     let text = figures.report(place, &made);
     println!("{text}");
-    if !ended {
-        return fail!("the benchmarks' host ended early: these are not all figures");
-    }
     if options.write {
         report::write(&text)?;
     }
@@ -139,6 +138,39 @@ enum Side {
     Nested(Running),
 }
 
+impl Side {
+    /// The figures of the host's round; the inner error is a host that ended before its round did.
+    fn measure(&mut self) -> Result<std::result::Result<Figures, ()>> {
+        let output = match self {
+            Side::Direct(child) => child.stdout.take(),
+            Side::Nested(running) => running.child.stdout.take(),
+        };
+        let Some(output) = output else {
+            return fail!("the benchmarks' host has no output");
+        };
+        let mut figures = Figures::default();
+        let mut reader = BufReader::new(output);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line)? > 0 {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            match text.split_once("@@ ").map(|(_, message)| message.split(' ').collect::<Vec<_>>()) {
+                Some(words) => match words.as_slice() {
+                    ["FIGURE", peer, metric, value] => {
+                        eprintln!("  {metric} {value}");
+                        figures.add(peer, metric, value);
+                    }
+                    ["HOST", words @ ..] => figures.host = words.join(" "),
+                    ["END", ..] => return Ok(Ok(figures)),
+                    words => eprintln!("{}", words.join(" ")),
+                },
+                None => eprintln!("{text}"),
+            }
+            line.clear();
+        }
+        Ok(Err(()))
+    }
+}
+
 impl Drop for Side {
     fn drop(&mut self) {
         if let Side::Direct(child) = self {
@@ -148,22 +180,28 @@ impl Drop for Side {
     }
 }
 
-fn direct(options: &Options, cache: &Cache, xvmm: &Path) -> Result<Child> {
+fn direct(options: &Options, cache: &Cache, xvmm: &Path, round: &Round) -> Result<Child> {
     runner::isolate()?;
     let disk = cache.path("bench.img");
     std::fs::File::create(&disk)?.set_len(DISK_MIB << 20)?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("bench-inside").args(options.inside(&disk));
+    command.arg("bench-inside").args(options.inside(&disk, round));
     command.env("XVMM", xvmm).env("XVMM_MATERIAL", cache.path(""));
     Ok(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?)
 }
 
-fn nested(options: &Options, cache: &Cache, xvmm: &Path, made: &material::Material) -> Result<Running> {
+fn nested(
+    options: &Options,
+    cache: &Cache,
+    xvmm: &Path,
+    made: &material::Material,
+    round: &Round,
+) -> Result<Running> {
     let script = format!(
         "dmesg -n 1\ninsmod /tests/brd.ko rd_nr=1 rd_size={}\n\
          XVMM=/usr/bin/xvmm XVMM_MATERIAL=/tests /tests/xvmm-tests bench-inside {}\n",
         DISK_MIB << 10,
-        options.inside(Path::new("/dev/ram0")).join(" ")
+        options.inside(Path::new("/dev/ram0"), round).join(" ")
     );
     let mut host = Host::new(cache, script)?;
     host.memory = HOST_MIB;

@@ -48,6 +48,8 @@ const REST_PEERS: [&str; 3] = ["xvmm-bz", "qemu-xen-bz", "microvm-bz"];
 pub struct Figures {
     /// Kernel release of the KVM host.
     pub host: String,
+    /// Rounds whose host died, and that were begun again.
+    pub repeated: u32,
     values: BTreeMap<(String, String), Vec<f64>>,
 }
 
@@ -59,9 +61,12 @@ impl Figures {
         }
     }
 
-    /// True where nothing was measured.
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
+    /// Adds those of a round.
+    pub fn append(&mut self, round: Figures) {
+        self.host = round.host;
+        for (of, mut values) in round.values {
+            self.values.entry(of).or_default().append(&mut values);
+        }
     }
 
     /// Median and the best of the values.
@@ -98,6 +103,13 @@ impl Figures {
             self.count("user_s"),
             self.count("idle_dirty_kib").max(self.count("disk_read_mib_s")),
         );
+        if self.repeated > 0 {
+            let _ = writeln!(
+                text,
+                "The host died in {} rounds, which were repeated on a new one.",
+                self.repeated
+            );
+        }
         text += "\n### Boot\n\n";
         self.table(&mut text, &BOOT, &BOOT_PEERS);
         text += "\n### Memory, idle, disk, network\n\n";
