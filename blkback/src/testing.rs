@@ -285,7 +285,11 @@ impl Front {
 
     /// A frontend with `queues` rings of `pages` pages each.
     pub fn with_rings(protocol: Protocol, pages: usize, queues: u32) -> Self {
-        let mut guest = FakeGuest::new(1024);
+        Self::of(FakeGuest::new(1024), protocol, pages, queues)
+    }
+
+    /// The same in a guest that the caller made.
+    pub fn of(mut guest: FakeGuest, protocol: Protocol, pages: usize, queues: u32) -> Self {
         let ring = FrontRing::new(&mut guest, pages, protocol.entry_size());
         let port = guest.alloc_port();
         if protocol == Protocol::X86_32 {

@@ -5,7 +5,8 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -21,13 +22,18 @@ use crate::xen::xenbus::{DomainHandle, FrontendKeys};
 pub struct RecordedDelivery {
     pub raised: Mutex<Vec<(Port, u32)>>,
     pub raise_count: AtomicU64,
+    /// Told of each raise.
+    pub woken: Condvar,
     pub assigned: Mutex<Vec<(Port, SendTarget)>>,
 }
 
 impl EventDelivery for RecordedDelivery {
     fn raise(&self, port: Port, vcpu: u32) {
-        self.raised.lock().unwrap().push((port, vcpu));
+        let mut raised = self.raised.lock().unwrap();
+        raised.push((port, vcpu));
         self.raise_count.fetch_add(1, SeqCst);
+        drop(raised);
+        self.woken.notify_all();
     }
     fn assign_send(&self, port: Port, target: SendTarget) -> io::Result<()> {
         let mut assigned = self.assigned.lock().unwrap();
@@ -131,13 +137,13 @@ impl FakeGuest {
         self.delivery.raise_count.load(SeqCst)
     }
 
-    /// Waits until the backend notified more than `before` times.
+    /// Sleeps until the backend has notified more than `before` times.
     pub fn wait_raised(&self, before: u64) {
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
-        while self.raises() <= before {
-            assert!(std::time::Instant::now() < end, "the backend did not notify");
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
+        let raised = self.delivery.raised.lock().unwrap();
+        let waits = |_: &mut _| self.raises() <= before;
+        let limit = Duration::from_secs(30);
+        let (_raised, waited) = self.delivery.woken.wait_timeout_while(raised, limit, waits).unwrap();
+        assert!(!waited.timed_out(), "the backend did not notify");
     }
 
     pub fn set_key(&mut self, key: &str, value: impl ToString) {

@@ -75,6 +75,7 @@ fn main() -> ExitCode {
         "inside" => runner::inside(rest),
         "one" => runner::one(rest),
         "bench-inside" => bench::inside(rest),
+        "bench-write" => bench::write(rest),
         "bench-disk" => bench::disk(rest),
         "bench-net" => bench::net(rest),
         "records" => records::load(rest),

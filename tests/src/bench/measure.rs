@@ -17,7 +17,7 @@ use crate::packages::run;
 use crate::{Result, fail};
 
 /// Longest run. Emulated machines are slow, and QEMU's Xen emulation sometimes hangs under load.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(180);
 /// How long a VMM may take to end after its guest is done.
 const END_LIMIT: Duration = Duration::from_secs(15);
 const SETTLE: Duration = Duration::from_secs(2);
@@ -98,6 +98,7 @@ impl Bench {
             trace.arm()?;
         }
         let mut vmm = Vmm::start(peer.command(&self.folder, &self.disk, load))?;
+        let mut before = None;
         loop {
             let (at, line) = vmm.line()?;
             let Some((_, message)) = line.split_once("@@") else {
@@ -129,6 +130,12 @@ impl Bench {
                     let memory = vmm.memory()?;
                     figure("loaded_dirty_kib", memory.dirty);
                     figure("loaded_pss_kib", memory.pss);
+                }
+                ["BEGIN", _] => before = self.exits(&vmm),
+                ["COUNT", load, requests] => {
+                    if let (Some(before), Some(after)) = (before, self.exits(&vmm)) {
+                        figure(&format!("{load}_exits"), (after - before) / requests.parse::<f64>()?);
+                    }
                 }
                 ["VALUE", metric, value] => figure(metric, value.parse()?),
                 ["MARK", "done"] => break,

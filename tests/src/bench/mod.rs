@@ -125,11 +125,21 @@ pub fn bench(words: &[String]) -> Result<ExitCode> {
         };
         figures.append(measured);
     }
-    let text = figures.report(place, &made);
-    println!("{text}");
-    if options.write {
-        report::write(&text)?;
+    for (name, text) in figures.report(place, &made) {
+        println!("{text}");
+        if options.write {
+            report::write(name, &text)?;
+        }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `bench-write NAME`: puts the tables on standard input into docs/benchmarks.md.
+pub fn write(words: &[String]) -> Result<ExitCode> {
+    let [name] = words else {
+        return fail!("{}", crate::USAGE);
+    };
+    report::write(name, &std::io::read_to_string(std::io::stdin())?)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -11,9 +11,6 @@ use crate::driver::Place;
 use crate::packages::run;
 use crate::{Result, fail};
 
-const BEGIN: &str = "<!-- measured: begin -->";
-const END: &str = "<!-- measured: end -->";
-
 /// Name in the protocol, text, digits, and whether more is better.
 type Metric = (&'static str, &'static str, usize, bool);
 
@@ -24,7 +21,7 @@ const BOOT: [Metric; 5] = [
     ("user_cpu_s", "host CPU until guest user space, s", 2, false),
     ("user_exits", "KVM exits until guest user space", 0, false),
 ];
-const REST: [Metric; 13] = [
+const REST: [Metric; 18] = [
     ("idle_dirty_kib", "private dirty memory beyond guest RAM, idle, KiB", 0, false),
     ("loaded_dirty_kib", "the same after load, KiB", 0, false),
     ("idle_pss_kib", "PSS beyond guest RAM, idle, KiB", 0, false),
@@ -33,7 +30,12 @@ const REST: [Metric; 13] = [
     ("idle_exits", "KVM exits of an idle guest in 10 s", 0, false),
     ("disk_write_mib_s", "disk, sequential write, MiB/s", 0, true),
     ("disk_read_mib_s", "disk, sequential read, MiB/s", 0, true),
-    ("disk_random_iops", "disk, random 4 KiB reads, one at a time, IOPS", 0, true),
+    ("disk_random_1_iops", "disk, random 4 KiB reads, one at a time, IOPS", 0, true),
+    ("disk_random_16_iops", "disk, random 4 KiB reads, 16 at a time, IOPS", 0, true),
+    ("disk_write_exits", "KVM exits per MiB written", 1, false),
+    ("disk_read_exits", "KVM exits per MiB read", 1, false),
+    ("disk_random_1_exits", "KVM exits per random read, one at a time", 2, false),
+    ("disk_random_16_exits", "KVM exits per random read, 16 at a time", 2, false),
     ("net_out_mbit_s", "TCP, guest to host, Mbit/s", 0, true),
     ("net_in_mbit_s", "TCP, host to guest, Mbit/s", 0, true),
     ("ping_min_ms", "ping from the guest, minimum, ms", 2, false),
@@ -42,6 +44,14 @@ const REST: [Metric; 13] = [
 const BOOT_PEERS: [&str; 6] =
     ["xvmm-bz", "qemu-xen-bz", "microvm-bz", "xvmm-elf", "qemu-xen-elf", "microvm-elf"];
 const REST_PEERS: [&str; 3] = ["xvmm-bz", "qemu-xen-bz", "microvm-bz"];
+
+/// What the ratios are of; those of the bzImage first.
+const PAIRS: [(&str, &str, &str); 4] = [
+    ("qemu-xen, bz", "xvmm-bz", "qemu-xen-bz"),
+    ("microvm, bz", "xvmm-bz", "microvm-bz"),
+    ("qemu-xen, elf", "xvmm-elf", "qemu-xen-elf"),
+    ("microvm, elf", "xvmm-elf", "microvm-elf"),
+];
 
 /// All figures of a run.
 #[derive(Default)]
@@ -81,8 +91,28 @@ impl Figures {
         counts.map(|(_, values)| values.len()).max().unwrap_or(0)
     }
 
-    /// The tables with what is to be known of them.
-    pub fn report(&self, place: Place, made: &Material) -> String {
+    /// The tables of what was measured with what is to be known of them, by the name of their place in
+    /// docs/benchmarks.md.
+    pub fn report(&self, place: Place, made: &Material) -> Vec<(&'static str, String)> {
+        let boots = self.count("user_s");
+        let loads = self.count("idle_dirty_kib").max(self.count("disk_read_mib_s"));
+        let mut sections = Vec::new();
+        if boots > 0 {
+            let mut text = self.head(place, made, &format!("{boots} boots"));
+            self.table(&mut text, &BOOT, &BOOT_PEERS);
+            self.ratios(&mut text, &BOOT, &PAIRS);
+            sections.push(("boots", text));
+        }
+        if loads > 0 {
+            let mut text = self.head(place, made, &format!("{loads} runs"));
+            self.table(&mut text, &REST, &REST_PEERS);
+            self.ratios(&mut text, &REST, PAIRS.get(..2).unwrap_or_default());
+            sections.push(("loads", text));
+        }
+        sections
+    }
+
+    fn head(&self, place: Place, made: &Material, count: &str) -> String {
         let today = run(Command::new("date").arg("+%F")).unwrap_or_default();
         let words: Vec<String> = std::env::args().skip(2).filter(|word| word != "--write").collect();
         let place = match place {
@@ -94,14 +124,12 @@ impl Figures {
         let mut text = format!(
             "Measured on {} with `tests/bench{}`, {place}.\n\
              KVM host: Linux {}. Guest: Linux {}, one vCPU, 256 MiB. Peer: {}.\n\
-             Each cell: median (best) of {} boots, or of {} runs with load.\n",
+             Each cell: median (best) of {count}.\n",
             today.trim(),
             words.iter().map(|word| format!(" {word}")).collect::<String>(),
             self.host,
             made.release,
             made.qemu,
-            self.count("user_s"),
-            self.count("idle_dirty_kib").max(self.count("disk_read_mib_s")),
         );
         if self.repeated > 0 {
             let _ = writeln!(
@@ -110,20 +138,15 @@ impl Figures {
                 self.repeated
             );
         }
-        text += "\n### Boot\n\n";
-        self.table(&mut text, &BOOT, &BOOT_PEERS);
-        text += "\n### Memory, idle, disk, network\n\n";
-        self.table(&mut text, &REST, &REST_PEERS);
-        text += "\n### xvmm divided by the other (medians)\n\n";
-        let pairs = [
-            ("qemu-xen, bz", "xvmm-bz", "qemu-xen-bz"),
-            ("qemu-xen, elf", "xvmm-elf", "qemu-xen-elf"),
-            ("microvm, bz", "xvmm-bz", "microvm-bz"),
-            ("microvm, elf", "xvmm-elf", "microvm-elf"),
-        ];
-        row(&mut text, "xvmm divided by", pairs.iter().map(|(title, _, _)| (*title).to_owned()));
-        rule(&mut text, pairs.len());
-        for metric in BOOT.iter().chain(&REST) {
+        text.push('\n');
+        text
+    }
+
+    fn ratios(&self, text: &mut String, metrics: &[Metric], pairs: &[(&str, &str, &str)]) {
+        text.push('\n');
+        row(text, "xvmm divided by (medians)", pairs.iter().map(|(title, _, _)| (*title).to_owned()));
+        rule(text, pairs.len());
+        for metric in metrics {
             let cells = pairs.iter().map(|(_, ours, theirs)| {
                 match (self.of(ours, metric), self.of(theirs, metric)) {
                     (Some((ours, _)), Some((theirs, _))) if theirs > 0.0 => format!("{:.2}", ours / theirs),
@@ -131,9 +154,8 @@ impl Figures {
                 }
             });
             let better = if metric.3 { " (more is better)" } else { "" };
-            row(&mut text, &format!("{}{better}", metric.1), cells);
+            row(text, &format!("{}{better}", metric.1), cells);
         }
-        text
     }
 
     fn table(&self, text: &mut String, metrics: &[Metric], peers: &[&str]) {
@@ -167,22 +189,23 @@ pub fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Puts the text between the marks of docs/benchmarks.md.
-pub fn write(text: &str) -> Result<()> {
+/// Puts the text between the marks of that name in docs/benchmarks.md.
+pub fn write(name: &str, text: &str) -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
     let old = fs::read_to_string(&path)?;
-    let Some(new) = replace(&old, text) else {
-        return fail!("{} has not the lines {BEGIN} and {END}", path.display());
+    let Some(new) = replace(&old, name, text) else {
+        return fail!("{} has no marks for {name}", path.display());
     };
     fs::write(&path, new)?;
-    eprintln!("written to {}", path.display());
+    eprintln!("{name} written to {}", path.display());
     Ok(())
 }
 
-fn replace(old: &str, text: &str) -> Option<String> {
-    let (before, rest) = old.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n\n{}\n\n{END}{after}", text.trim()))
+fn replace(old: &str, name: &str, text: &str) -> Option<String> {
+    let (begin, end) = (format!("<!-- {name}: begin -->"), format!("<!-- {name}: end -->"));
+    let (before, rest) = old.split_once(&begin)?;
+    let (_, after) = rest.split_once(&end)?;
+    Some(format!("{before}{begin}\n\n{}\n\n{end}{after}", text.trim()))
 }
 
 #[cfg(test)]
@@ -203,8 +226,9 @@ mod tests {
 
     #[test]
     fn only_what_is_between_the_marks_is_replaced() {
-        let old = format!("a\n{BEGIN}\nold\n{END}\nz\n");
-        assert_eq!(replace(&old, "new\n").unwrap(), format!("a\n{BEGIN}\n\nnew\n\n{END}\nz\n"));
-        assert_eq!(replace("a", "new"), None);
+        let (begin, end) = ("<!-- x: begin -->", "<!-- x: end -->");
+        let old = format!("a\n{begin}\nold\n{end}\nz\n");
+        assert_eq!(replace(&old, "x", "new\n").unwrap(), format!("a\n{begin}\n\nnew\n\n{end}\nz\n"));
+        assert_eq!(replace(&old, "y", "new"), None);
     }
 }
