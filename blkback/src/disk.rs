@@ -71,7 +71,7 @@ pub struct Counters {
     pub notifications: AtomicU64,
     /// Times that a queue's thread woke up.
     pub wakeups: AtomicU64,
-    /// System calls of the queues' threads to start operations and to wait for them.
+    /// System calls of the queues' threads to start operations, to wait for them, and to send events.
     pub system_calls: AtomicU64,
 }
 

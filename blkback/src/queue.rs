@@ -1,6 +1,7 @@
 //! One ring of a block device: requests in, operations on the storage, responses out.
 
 use std::collections::VecDeque;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -50,6 +51,8 @@ pub struct Queue<E: Engine> {
     segments: Vec<Segment>,
     ring: BackRing,
     channel: BackendChannel,
+    /// Notifies the guest when the engine writes it.
+    notifier: Option<RawFd>,
     grants: Arc<GrantTable>,
     disk: Arc<Disk>,
     protocol: Protocol,
@@ -90,6 +93,7 @@ impl<E: Engine> Queue<E> {
             completions: Vec::new(),
             segments: Vec::new(),
             ring,
+            notifier: channel.notifier(),
             channel,
             grants,
             resumed: disk.resumes(),
@@ -111,6 +115,8 @@ impl<E: Engine> Queue<E> {
     /// that were taken are finished and answered; only then their pages are given back.
     pub fn run(mut self, stop: &AtomicBool) {
         loop {
+            // Before new requests are started: the guest has work to do meanwhile.
+            self.publish();
             let mut sleep = Sleep::Forever;
             if stop.load(SeqCst) || self.broken {
                 self.stop();
@@ -119,6 +125,8 @@ impl<E: Engine> Queue<E> {
             }
             self.publish();
             if (self.stopping || self.broken) && self.idle() {
+                // What the engine was told to notify.
+                let _ = self.engine.wait(Sleep::Never);
                 return;
             }
             if let Err(e) = self.engine.wait(self.until_retry(sleep)) {
@@ -493,7 +501,10 @@ impl<E: Engine> Queue<E> {
 
     fn publish(&mut self) {
         if self.ring.publish() {
-            self.channel.notify();
+            if !self.notifier.is_some_and(|fd| self.engine.notify(fd)) {
+                self.channel.notify();
+                count(&self.disk.counters().system_calls);
+            }
             count(&self.disk.counters().notifications);
         }
     }

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, missing_docs, clippy::indexing_slicing)]
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -25,6 +25,16 @@ pub struct RecordedDelivery {
     /// Told of each raise.
     pub woken: Condvar,
     pub assigned: Mutex<Vec<(Port, SendTarget)>>,
+    /// Port, vCPU and eventfd, if they are offered.
+    pub notifiers: Mutex<Vec<(Port, u32, EventFd)>>,
+    offers_notifiers: AtomicBool,
+}
+
+impl RecordedDelivery {
+    /// From now on backends can have eventfds to notify the guest by: whoever plays the guest reads them.
+    pub fn offer_notifiers(&self) {
+        self.offers_notifiers.store(true, SeqCst);
+    }
 }
 
 impl EventDelivery for RecordedDelivery {
@@ -43,6 +53,17 @@ impl EventDelivery for RecordedDelivery {
     }
     fn deassign_send(&self, port: Port) {
         self.assigned.lock().unwrap().retain(|(p, _)| *p != port);
+    }
+    fn bind_notifier(&self, port: Port, vcpu: u32, event: &EventFd) -> io::Result<bool> {
+        let offered = self.offers_notifiers.load(SeqCst);
+        if offered {
+            self.unbind_notifier(port, event);
+            self.notifiers.lock().unwrap().push((port, vcpu, event.try_clone()?));
+        }
+        Ok(offered)
+    }
+    fn unbind_notifier(&self, port: Port, _event: &EventFd) {
+        self.notifiers.lock().unwrap().retain(|(bound, ..)| *bound != port);
     }
     fn set_timer_port(&self, _vcpu: u32, _port: Option<Port>) -> io::Result<()> {
         Ok(())

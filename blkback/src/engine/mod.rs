@@ -9,6 +9,7 @@ mod threads;
 mod uring;
 
 use std::io;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 pub use threads::Threads;
@@ -111,6 +112,12 @@ pub trait Engine {
     /// Adds the completions so far to `done`.
     fn completions(&mut self, done: &mut Vec<Completion>);
 
+    /// Writes the eventfd `fd` at the start of the next [`Engine::wait`], before what is started from now on. False: the
+    /// caller has to do it. The descriptor stays open until then.
+    fn notify(&mut self, _fd: RawFd) -> bool {
+        false
+    }
+
     /// System calls of the queue's thread since this was asked last.
     fn system_calls(&mut self) -> u64 {
         0
@@ -127,6 +134,9 @@ impl<E: Engine + ?Sized> Engine for Box<E> {
     }
     fn completions(&mut self, done: &mut Vec<Completion>) {
         (**self).completions(done);
+    }
+    fn notify(&mut self, fd: RawFd) -> bool {
+        (**self).notify(fd)
     }
     fn system_calls(&mut self) -> u64 {
         (**self).system_calls()

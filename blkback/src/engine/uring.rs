@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
@@ -14,19 +14,19 @@ use crate::storage::Storage;
 const EVENT: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
 const POOL: u64 = u64::MAX - 2;
+const NOTIFY: u64 = u64::MAX - 3;
+/// What an eventfd is written.
+static ONE: u64 = 1;
 
 /// Threads for what would block, and where everything would.
 const FEW_THREADS: usize = 4;
 const MANY_THREADS: usize = 16;
 /// Operations handed to the kernel in one go.
 const MAX_BATCH: u32 = 128;
-/// From so many operations in the kernel on, one system call waits for most of them.
-const MANY: usize = 24;
-/// How long the first of them may wait for the others.
-const PATIENCE: Duration = Duration::from_millis(1);
-/// A disk that takes longer than this for many operations is slow: it does them at a rate of its own, so that
-/// waiting for all of them costs nothing. A fast one is kept busy by the last of them.
-const SLOW: Duration = Duration::from_micros(250);
+/// From so many operations in the kernel on, one system call waits for several of them, ...
+const MANY: usize = 16;
+/// ... but not longer than this.
+const PATIENCE: Duration = Duration::from_micros(500);
 
 /// io_uring on one storage. Needs Linux 6.1.
 ///
@@ -54,8 +54,8 @@ pub struct Uring {
     jobs: Vec<Option<Job>>,
     in_ring: usize,
     in_pool: usize,
-    /// What the last wait for many operations showed.
-    slow: bool,
+    /// What the guest is notified by, when the kernel refused to write it.
+    notifier: RawFd,
     /// Calls of io_uring_enter that were not told yet.
     calls: u64,
     /// A poll that the kernel refused.
@@ -92,7 +92,7 @@ impl Uring {
             jobs: vec![None; slots as usize],
             in_ring: 0,
             in_pool: 0,
-            slow: false,
+            notifier: -1,
             calls: 0,
             failed: None,
             nowait: [true; 2],
@@ -149,12 +149,9 @@ impl Uring {
             Sleep::Forever => None,
         };
         if self.in_ring >= MANY {
-            // Many operations are in the kernel: most of them together make one wake-up, one notification and one
-            // batch of new requests. A frontend with so many under way waits for all of them, not for the first.
-            let rest = if self.slow { 0 } else { self.in_ring / 4 };
-            let start = Instant::now();
-            passed(self.wait_for(self.in_ring - rest, Some(PATIENCE)))?;
-            self.slow = start.elapsed() > SLOW;
+            // Several together make one wake-up, one notification and one batch of new requests. Most of them stay
+            // under way meanwhile: a disk that ran dry until the frontend has answered would be slower.
+            passed(self.wait_for(self.in_ring * 3 / 8, Some(PATIENCE)))?;
             if !self.is_empty() {
                 return Ok(());
             }
@@ -264,6 +261,10 @@ impl Engine for Uring {
                     }
                     _ => done.push(Completion::new(token, entry.result())),
                 }
+            } else if token == NOTIFY {
+                // Only a failure is told.
+                // SAFETY: writes eight bytes of a static, to a descriptor that the queue keeps open.
+                unsafe { libc::write(self.notifier, (&raw const ONE).cast(), size_of::<u64>()) };
             } else if !cqueue::more(entry.flags()) {
                 // The poll ended: it was refused, or completions overflowed the ring.
                 if entry.result() < 0 {
@@ -283,6 +284,14 @@ impl Engine for Uring {
         if self.in_pool > 0 {
             self.in_pool -= self.pool.completions(done);
         }
+    }
+
+    fn notify(&mut self, fd: RawFd) -> bool {
+        self.notifier = fd;
+        let write = opcode::Write::new(types::Fd(fd), (&raw const ONE).cast(), size_of::<u64>() as u32);
+        let entry = write.build().flags(squeue::Flags::SKIP_SUCCESS).user_data(NOTIFY);
+        // SAFETY: the eight bytes are a static's.
+        unsafe { self.push(&entry) }
     }
 
     fn system_calls(&mut self) -> u64 {

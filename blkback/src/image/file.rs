@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::{PoisonError, RwLock};
 
-use super::locks::{self, Permissions};
+use super::locks::{self, LockedFile, Permissions};
 use super::pieces::Pieces;
 use super::{Access, CacheMode, DirectIo, Format, ImageError, ImageOptions};
 use crate::engine::IoVec;
@@ -24,7 +24,7 @@ const BOUNCE: usize = 256 << 10;
 /// The file.
 #[derive(Debug)]
 pub(super) struct ImageFile {
-    file: File,
+    file: LockedFile,
     path: PathBuf,
     access: Access,
     block_device: bool,
@@ -78,12 +78,12 @@ impl ImageFile {
             return Err(ImageError::NotADisk(path.to_owned()));
         }
         seen.push((opened.dev(), opened.ino()));
-        locks::lock(&file, path, permissions)?;
+        let file = locks::lock(file, path, permissions)?;
         Self::measure(file, options, block_device)
             .map_err(|reason| ImageError::Io { path: path.to_owned(), reason })
     }
 
-    fn measure(file: File, options: &ImageOptions, block_device: bool) -> io::Result<Self> {
+    fn measure(file: LockedFile, options: &ImageOptions, block_device: bool) -> io::Result<Self> {
         let (logical_block, device_block) = if block_device { block_sizes(&file)? } else { (512, 512) };
         let direct = match options.cache {
             CacheMode::Writeback | CacheMode::Unsafe => None,

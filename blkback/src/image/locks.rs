@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
@@ -17,6 +18,8 @@ use super::{Access, Format, ImageError};
 const CONSISTENT_READ: i64 = 0;
 const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
+/// All of them are below this.
+const PERMISSIONS: i64 = 4;
 const USED_BASE: i64 = 100;
 const UNSHARED_BASE: i64 = 200;
 
@@ -43,12 +46,34 @@ impl Permissions {
     }
 }
 
-/// Takes the locks, or says who cannot be lived with. They end with the file.
-pub(super) fn lock(file: &File, path: &Path, permissions: Permissions) -> Result<(), ImageError> {
+/// A file with its locks. They end with this value, and not only with the file: a process that is being started
+/// has a copy of every descriptor until it runs its program.
+#[derive(Debug)]
+pub(super) struct LockedFile(File);
+
+impl Deref for LockedFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for LockedFile {
+    fn drop(&mut self) {
+        for byte in [USED_BASE, UNSHARED_BASE].into_iter().flat_map(|base| base..base + PERMISSIONS) {
+            let _ = lock_byte(&self.0, libc::F_OFD_SETLK, libc::F_UNLCK, byte);
+        }
+    }
+}
+
+/// Takes the locks, or says who cannot be lived with.
+pub(super) fn lock(file: File, path: &Path, permissions: Permissions) -> Result<LockedFile, ImageError> {
+    let file = LockedFile(file);
     let no_locks = |reason| ImageError::NoLocks { path: path.to_owned(), reason };
     let used = permissions.used.iter().map(|p| USED_BASE + p);
     for byte in used.chain(permissions.unshared.iter().map(|p| UNSHARED_BASE + p)) {
-        match lock_byte(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte) {
+        match lock_byte(&file, libc::F_OFD_SETLK, libc::F_RDLCK, byte) {
             Ok(_) => {}
             // Somebody holds the byte exclusively, which QEMU never does: it is locked all the same.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
@@ -57,11 +82,10 @@ pub(super) fn lock(file: &File, path: &Path, permissions: Permissions) -> Result
             Err(e) => return Err(no_locks(e)),
         }
     }
-    if conflicts(file, permissions).map_err(no_locks)? {
-        Err(ImageError::Locked(path.to_owned()))
-    } else {
-        Ok(())
+    if conflicts(&file, permissions).map_err(no_locks)? {
+        return Err(ImageError::Locked(path.to_owned()));
     }
+    Ok(file)
 }
 
 /// Whether somebody does not share what we use, or uses what we do not share.

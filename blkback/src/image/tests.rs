@@ -101,6 +101,26 @@ fn foreign_lock(file: &tempfile::NamedTempFile, byte: i64) -> File {
 }
 
 #[test]
+fn the_locks_end_with_the_image_though_a_process_that_is_being_started_has_a_copy_of_the_file() {
+    let file = file(8 * 512);
+    let image = DiskImage::open(file.path(), false).unwrap();
+    // SAFETY: the child only sleeps, until it is killed.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: nothing but a system call.
+        unsafe { libc::pause() };
+    }
+    drop(image);
+    let again = DiskImage::open(file.path(), false);
+    // SAFETY: the child is this test's own.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, std::ptr::null_mut(), 0);
+    }
+    again.unwrap();
+}
+
+#[test]
 fn the_bytes_that_qemu_locks_are_respected() {
     // Byte, and whether a reader and a writer may have the image all the same.
     let cases = [

@@ -10,10 +10,10 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use thiserror::Error;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::types::{DomId, Port};
 use crate::memory::SharedPages;
@@ -87,6 +87,11 @@ pub trait EventDelivery: Send + Sync + fmt::Debug {
     fn assign_send(&self, port: Port, target: SendTarget) -> io::Result<()>;
     /// Ends [`EventDelivery::assign_send`].
     fn deassign_send(&self, port: Port);
+    /// From now on each write to `event` does what [`EventDelivery::raise`] does, with `vcpu` in place of an older
+    /// one. False: it has no means for that.
+    fn bind_notifier(&self, port: Port, vcpu: u32, event: &EventFd) -> io::Result<bool>;
+    /// Ends [`EventDelivery::bind_notifier`].
+    fn unbind_notifier(&self, port: Port, event: &EventFd);
     /// The port that the timer of `vcpu` raises; `None`: no timer.
     fn set_timer_port(&self, vcpu: u32, port: Option<Port>) -> io::Result<()>;
 }
@@ -99,6 +104,8 @@ struct Link {
     /// Cleared when either end closes: then neither notifies the other.
     open: AtomicBool,
     event: EventFd,
+    /// Notifies the guest when it is written to, if the backend asked for that.
+    notifier: OnceLock<EventFd>,
 }
 
 #[derive(Debug, Clone)]
@@ -285,10 +292,7 @@ impl EventChannels {
             return;
         }
         match old.state {
-            State::Backend(link) => {
-                link.open.store(false, SeqCst);
-                self.delivery.deassign_send(port);
-            }
+            State::Backend(link) => self.part(&link),
             State::Loopback(other) => {
                 self.delivery.deassign_send(port);
                 self.delivery.deassign_send(other);
@@ -374,6 +378,9 @@ impl EventChannels {
         let partner = match &entry.state {
             State::Backend(link) => {
                 link.vcpu.store(vcpu, SeqCst);
+                if let Some(event) = link.notifier.get() {
+                    self.delivery.bind_notifier(port, vcpu, event).map_err(|_| EventError::Host)?;
+                }
                 None
             }
             State::Loopback(other) => Some(*other),
@@ -432,9 +439,9 @@ impl EventChannels {
         if !matches!(entry.state, State::Unbound { remote: DomId::DOM0 }) {
             return Err(EventError::Invalid);
         }
-        let event = EventFd::new(EFD_NONBLOCK).map_err(|_| EventError::Host)?;
-        let link = Link { port, vcpu: AtomicU32::new(entry.vcpu), open: AtomicBool::new(true), event };
-        let link = Arc::new(link);
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|_| EventError::Host)?;
+        let (vcpu, open) = (AtomicU32::new(entry.vcpu), AtomicBool::new(true));
+        let link = Arc::new(Link { port, vcpu, open, event, notifier: OnceLock::new() });
         entry.state = State::Backend(Arc::clone(&link));
         if let Err(e) = self.assign(table, port) {
             self.detach(table, &link);
@@ -445,11 +452,19 @@ impl EventChannels {
 
     /// The backend's end goes away: the guest's port waits for another one.
     fn detach(&self, table: &mut [Entry], link: &Arc<Link>) {
-        link.open.store(false, SeqCst);
         let Some(entry) = table.get_mut(link.port.0 as usize) else { return };
         if matches!(&entry.state, State::Backend(current) if Arc::ptr_eq(current, link)) {
             entry.state = State::Unbound { remote: DomId::DOM0 };
-            self.delivery.deassign_send(link.port);
+            self.part(link);
+        }
+    }
+
+    /// Neither end of the channel notifies the other any more.
+    fn part(&self, link: &Link) {
+        link.open.store(false, SeqCst);
+        self.delivery.deassign_send(link.port);
+        if let Some(event) = link.notifier.get() {
+            self.delivery.unbind_notifier(link.port, event);
         }
     }
 
@@ -519,6 +534,24 @@ impl BackendChannel {
         if self.link.open.load(SeqCst) {
             self.channels.delivery.raise(self.link.port, self.link.vcpu.load(SeqCst));
         }
+    }
+}
+
+impl BackendChannel {
+    /// An eventfd whose writes notify the guest as [`BackendChannel::notify`] does, for those who have others write
+    /// it, as io_uring; `None`: the accelerator has no means for that, or the channel is closed. Once it is closed
+    /// writes do nothing. The descriptor lives as long as the channel.
+    pub fn notifier(&self) -> Option<RawFd> {
+        // The table is locked, so that the guest does not close the port meanwhile.
+        let _table = self.channels.lock();
+        let link = &self.link;
+        if link.notifier.get().is_none() && link.open.load(SeqCst) {
+            let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).ok()?;
+            if self.channels.delivery.bind_notifier(link.port, link.vcpu.load(SeqCst), &event).ok()? {
+                let _ = link.notifier.set(event);
+            }
+        }
+        link.notifier.get().map(|event| event.as_raw_fd())
     }
 }
 
@@ -737,5 +770,31 @@ mod tests {
         assert_eq!(b.raised(), []);
         assert!((1..4).all(|p| b.events.status(Port(p)).unwrap().status == 0));
         assert!(b.delivery.assigned.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_notifier_follows_its_port_to_another_vcpu_and_ends_with_it() {
+        let b = bench();
+        b.delivery.offer_notifiers();
+        let port = b.events.alloc_unbound(DomId::SELF, DomId::DOM0).unwrap();
+        let channel = b.events.bind_backend(port).unwrap();
+        let fd = channel.notifier().unwrap();
+        assert_eq!(channel.notifier(), Some(fd));
+        let targets = || b.delivery.notifiers.lock().unwrap().iter().map(|n| (n.0, n.1)).collect::<Vec<_>>();
+        assert_eq!(targets(), [(port, 0)]);
+        b.events.bind_vcpu(port, 3).unwrap();
+        assert_eq!(targets(), [(port, 3)]);
+        b.events.close(port).unwrap();
+        assert_eq!(targets(), []);
+        drop(channel);
+
+        let port = b.events.alloc_unbound(DomId::SELF, DomId::DOM0).unwrap();
+        let channel = b.events.bind_backend(port).unwrap();
+        channel.notifier().unwrap();
+        drop(channel);
+        assert_eq!(targets(), []);
+        let channel = b.events.bind_backend(port).unwrap();
+        b.events.close(port).unwrap();
+        assert_eq!(channel.notifier(), None);
     }
 }

@@ -6,12 +6,13 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use kvm_bindings::{
-    KVM_XEN_ATTR_TYPE_EVTCHN, KVM_XEN_ATTR_TYPE_LONG_MODE, KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG,
-    KVM_XEN_ATTR_TYPE_SHARED_INFO, KVM_XEN_ATTR_TYPE_UPCALL_VECTOR, KVM_XEN_ATTR_TYPE_XEN_VERSION,
-    KVM_XEN_EVTCHN_DEASSIGN, KVM_XEN_HVM_CONFIG_EVTCHN_SEND, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
-    KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, KVM_XEN_VCPU_ATTR_TYPE_TIMER, KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR,
-    KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO,
-    KVMIO, kvm_irq_routing_xen_evtchn, kvm_xen_hvm_attr, kvm_xen_hvm_attr__bindgen_ty_1,
+    KVM_IRQ_ROUTING_XEN_EVTCHN, KVM_XEN_ATTR_TYPE_EVTCHN, KVM_XEN_ATTR_TYPE_LONG_MODE,
+    KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG, KVM_XEN_ATTR_TYPE_SHARED_INFO, KVM_XEN_ATTR_TYPE_UPCALL_VECTOR,
+    KVM_XEN_ATTR_TYPE_XEN_VERSION, KVM_XEN_EVTCHN_DEASSIGN, KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
+    KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL, KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, KVM_XEN_VCPU_ATTR_TYPE_TIMER,
+    KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR, KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO,
+    KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, KVMIO, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
+    kvm_irq_routing_xen_evtchn, kvm_xen_hvm_attr, kvm_xen_hvm_attr__bindgen_ty_1,
     kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_1, kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_2,
     kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_2__bindgen_ty_1,
     kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_2__bindgen_ty_1__bindgen_ty_1 as EvtchnPort,
@@ -118,6 +119,17 @@ pub(super) fn send(vm: &impl AsRawFd, port: u32, vcpu: u32) -> io::Result<()> {
     let event = kvm_irq_routing_xen_evtchn { port, vcpu, priority: PRIORITY_2LEVEL };
     // SAFETY: as in configure().
     check(unsafe { ioctl_with_ref(vm, KVM_XEN_HVM_EVTCHN_SEND(), &event) })
+}
+
+/// The route of the global interrupt `port` to the event channel `port`, at `vcpu`.
+pub(super) fn route(port: u32, vcpu: u32) -> kvm_irq_routing_entry {
+    let xen_evtchn = kvm_irq_routing_xen_evtchn { port, vcpu, priority: PRIORITY_2LEVEL };
+    kvm_irq_routing_entry {
+        gsi: port,
+        type_: KVM_IRQ_ROUTING_XEN_EVTCHN,
+        u: kvm_irq_routing_entry__bindgen_ty_1 { xen_evtchn },
+        ..Default::default()
+    }
 }
 
 /// An attribute of one vCPU. Only its own thread may set it: the ioctl waits for the vCPU to leave KVM_RUN.

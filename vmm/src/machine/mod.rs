@@ -5,7 +5,7 @@ mod kvm_xen;
 mod memory;
 mod vcpu;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -19,11 +19,12 @@ use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CAP_XEN_HVM, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
     KVM_X2APIC_API_USE_32BIT_IDS, KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL, KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
     KVM_XEN_HVM_CONFIG_HYPERCALL_MSR, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL, KVM_XEN_HVM_CONFIG_RUNSTATE,
-    KVM_XEN_HVM_CONFIG_SHARED_INFO, kvm_enable_cap, kvm_msi,
+    KVM_XEN_HVM_CONFIG_SHARED_INFO, KvmIrqRouting, kvm_enable_cap, kvm_msi,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::BootEntry;
 use crate::hypercall::{Errno, Hypercalls, OverlayPage, Platform, StopReason, VcpuSetting};
@@ -255,7 +256,8 @@ impl Machine {
 
     /// The delivery of events by KVM.
     pub fn delivery(&self) -> Arc<dyn EventDelivery> {
-        Arc::new(KvmDelivery { vm: Arc::clone(&self.vm), queues: Arc::clone(&self.queues) })
+        let (vm, queues) = (Arc::clone(&self.vm), Arc::clone(&self.queues));
+        Arc::new(KvmDelivery { vm, queues, notified: Mutex::default() })
     }
 
     /// Starts all vCPU threads; vCPU 0 at the kernel's entry, the others wait for its INIT and SIPI.
@@ -402,6 +404,18 @@ impl Platform for Machine {
 struct KvmDelivery {
     vm: Arc<VmFd>,
     queues: Arc<[VcpuQueue]>,
+    /// Ports that an eventfd notifies, and their vCPUs.
+    notified: Mutex<BTreeMap<u32, u32>>,
+}
+
+impl KvmDelivery {
+    /// Routes the global interrupt of each notified port, whose number is the port's, to its event channel.
+    fn route(&self, notified: &BTreeMap<u32, u32>) -> io::Result<()> {
+        let entries: Vec<_> = notified.iter().map(|(port, vcpu)| kvm_xen::route(*port, *vcpu)).collect();
+        let routing =
+            KvmIrqRouting::from_entries(&entries).map_err(|e| io::Error::other(format!("{e:?}")))?;
+        self.vm.set_gsi_routing(&routing).map_err(io::Error::from)
+    }
 }
 
 impl EventDelivery for KvmDelivery {
@@ -423,6 +437,31 @@ impl EventDelivery for KvmDelivery {
 
     fn deassign_send(&self, port: Port) {
         let _ = kvm_xen::deassign(&*self.vm, port.0);
+    }
+
+    fn bind_notifier(&self, port: Port, vcpu: u32, event: &EventFd) -> io::Result<bool> {
+        let mut notified = self.notified.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = notified.insert(port.0, vcpu);
+        let mut bound = self.route(&notified);
+        if bound.is_ok() && old.is_none() {
+            bound = self.vm.register_irqfd(event, port.0).map_err(io::Error::from);
+        }
+        if let Err(error) = bound {
+            match old {
+                Some(vcpu) => notified.insert(port.0, vcpu),
+                None => notified.remove(&port.0),
+            };
+            return Err(error);
+        }
+        Ok(true)
+    }
+
+    fn unbind_notifier(&self, port: Port, event: &EventFd) {
+        let mut notified = self.notified.lock().unwrap_or_else(PoisonError::into_inner);
+        if notified.remove(&port.0).is_some() {
+            let _ = self.vm.unregister_irqfd(event, port.0);
+            let _ = self.route(&notified);
+        }
     }
 
     fn set_timer_port(&self, vcpu: u32, port: Option<Port>) -> io::Result<()> {
