@@ -12,6 +12,7 @@ use devices::xen::shared_ring::{BackRing, RingError};
 use crate::disk::Disk;
 use crate::engine::{Completion, Engine, Op, Sleep};
 use crate::protocol::{Operation, Protocol, RawEntry, Request, Response, Segment, Status};
+use crate::remnant::Rest;
 use crate::slot::{Kind, Phase, Slot};
 
 /// Attempts at an operation that the kernel interrupts or postpones.
@@ -109,7 +110,12 @@ impl<E: Engine> Queue<E> {
 
     /// Serves the ring until `stop` is set (and the engine woken) or the frontend breaks the ring. Requests
     /// that were taken are finished and answered; only then their pages are given back.
-    pub fn run(mut self, stop: &AtomicBool) {
+    pub fn run(self, stop: &AtomicBool) {
+        drop(self.run_to_rest(stop));
+    }
+
+    /// As [`Queue::run`]. Returns the ring, unless the frontend broke it or the engine failed.
+    pub(crate) fn run_to_rest(mut self, stop: &AtomicBool) -> Option<Rest> {
         loop {
             let mut sleep = Sleep::Forever;
             if stop.load(SeqCst) || self.broken {
@@ -119,12 +125,15 @@ impl<E: Engine> Queue<E> {
             }
             self.publish();
             if (self.stopping || self.broken) && self.idle() {
-                return;
+                let Self { engine, ring, channel, protocol, broken, .. } = self;
+                // It is given descriptors of the channel.
+                drop(engine);
+                return (!broken).then(|| Rest { ring, channel: Arc::new(channel), protocol });
             }
             if let Err(e) = self.engine.wait(self.until_retry(sleep)) {
                 tracing::error!("vbd {}: the disk stops, as its I/O engine failed: {e}", self.disk.name());
                 self.abandon();
-                return;
+                return None;
             }
             self.disk.counters().system_calls.fetch_add(self.engine.system_calls(), Relaxed);
             if sleep != Sleep::Never {
