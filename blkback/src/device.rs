@@ -148,7 +148,7 @@ impl BlockDevice {
         Self { config, disk, connection: None, told: AtomicBool::new(false) }
     }
 
-    /// Size, counters, [`Disk::rescan`] and [`Disk::resume`], for other threads.
+    /// Size, counters and [`Disk::rescan`], for other threads.
     pub fn disk(&self) -> &Arc<Disk> {
         &self.disk
     }
@@ -322,11 +322,10 @@ impl BackendDevice for BlockDevice {
         let ready = (0..queues)
             .map(|queue| self.prepare(frontend, domain, protocol, &prefix(queue), order))
             .collect::<Result<Vec<_>, _>>()?;
-        let wakes = ready.iter().map(|ready| Arc::clone(&ready.wake)).collect();
         self.start(ready, &domain.kick)
             .map_err(|e| ConnectError(format!("the host cannot make a thread: {e}")))?;
 
-        self.disk.connected(Arc::clone(&domain.kick), wakes);
+        self.disk.connected(Arc::clone(&domain.kick));
         let traits = self.disk.traits();
         let mut keys = keys([
             ("feature-flush-cache", "1".into()),

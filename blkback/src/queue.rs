@@ -58,10 +58,9 @@ pub struct Queue<E: Engine> {
     /// Bytes of all bounce buffers, and the requests that wait until there may be more.
     bounced: usize,
     starved: VecDeque<(u16, Access)>,
-    /// Writes that found no room, when they are tried again, and after which call of [`Disk::resume`].
+    /// Writes that found no room, and when they are tried again.
     held: Vec<u16>,
     retry_at: Instant,
-    resumed: u64,
     /// When the size was looked at.
     rescanned: Instant,
     /// Nothing is taken any more, and nothing is held.
@@ -93,7 +92,6 @@ impl<E: Engine> Queue<E> {
             ring,
             channel,
             grants,
-            resumed: disk.resumes(),
             disk,
             protocol,
             barrier: None,
@@ -161,6 +159,12 @@ impl<E: Engine> Queue<E> {
     /// Whether the frontend broke the ring.
     pub fn is_broken(&self) -> bool {
         self.broken
+    }
+
+    /// Has writes that found no room tried again with the next pass, for tests that do not wait for their time.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn retry_now(&mut self) {
+        self.retry_at = Instant::now();
     }
 
     /// The engine, for tests that look at what it was asked to do.
@@ -447,7 +451,6 @@ impl<E: Engine> Queue<E> {
     fn hold(&mut self, token: u16) {
         if self.held.is_empty() {
             self.retry_at = Instant::now() + RETRY_HELD;
-            self.resumed = self.disk.resumes();
         }
         if let Some(slot) = self.slots.get_mut(usize::from(token)) {
             slot.held = true;
@@ -457,7 +460,7 @@ impl<E: Engine> Queue<E> {
     }
 
     fn retry_held(&mut self) {
-        if self.held.is_empty() || (self.resumed == self.disk.resumes() && Instant::now() < self.retry_at) {
+        if self.held.is_empty() || Instant::now() < self.retry_at {
             return;
         }
         for token in std::mem::take(&mut self.held) {
