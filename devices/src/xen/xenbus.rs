@@ -19,6 +19,9 @@ use super::event_channel::EventChannels;
 use super::grant_table::GrantTable;
 use super::types::DomId;
 
+/// Lines that one device's frontend may cause in the log (XSA-180): it can be refused as often as it likes.
+const MAX_COMPLAINTS: u32 = 32;
+
 /// What a backend uses of its domain. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct DomainHandle {
@@ -271,6 +274,8 @@ struct Slot {
     forced: bool,
     /// What answers the frontend when the device is retired.
     remnant: Option<Box<dyn Remnant>>,
+    /// Lines in the log so far.
+    complaints: u32,
 }
 
 /// All backend devices of a domain.
@@ -334,6 +339,7 @@ impl Xenbus {
             removing: false,
             forced: false,
             remnant: None,
+            complaints: 0,
         };
         slot.offer(store, domid);
         self.slots.push(slot);
@@ -607,7 +613,10 @@ impl Slot {
                 self.set_state(store, XenbusState::Connected);
             }
             Err(error) => {
-                tracing::warn!(device = self.backend, %error, "the guest's driver cannot be connected");
+                if self.complaints < MAX_COMPLAINTS {
+                    self.complaints += 1;
+                    tracing::warn!(device = self.backend, %error, "the guest's driver cannot be connected");
+                }
                 store.write(&format!("{}/error", self.error_directory()), &error.to_string());
                 self.set_state(store, XenbusState::Closing);
             }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::testing::FakeGuest;
+use crate::testing::{FakeGuest, log_lines};
 
 #[derive(Default)]
 struct MemoryStore(BTreeMap<String, String>);
@@ -266,6 +266,20 @@ fn a_refused_frontend_is_told_why_and_not_tried_again() {
     bench.front("6");
     assert_eq!(bench.front("1"), "2");
     assert_eq!(bench.front("3"), "4");
+}
+
+#[test]
+fn a_frontend_that_is_refused_again_and_again_does_not_fill_the_log() {
+    let lines = log_lines(|| {
+        let mut bench = Bench::new();
+        bench.record.lock().unwrap().refuse = true;
+        for _ in 0..1000 {
+            for (state, expected) in [("3", "5"), ("6", "6"), ("1", "2")] {
+                assert_eq!(bench.front(state), expected);
+            }
+        }
+    });
+    assert!((1..=MAX_COMPLAINTS).contains(&lines), "{lines} lines");
 }
 
 #[test]
