@@ -2,13 +2,13 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use devices::xen::event_channel::BackendChannel;
 use devices::xen::shared_ring::{BackRing, MAX_PAGES};
-use devices::xen::xenbus::{BackendDevice, ConnectError, DomainHandle, FrontendKeys, Keys};
+use devices::xen::xenbus::{self, BackendDevice, ConnectError, DomainHandle, FrontendKeys, Keys};
 use devices::xen::{GrantRef, Port};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -17,6 +17,7 @@ use crate::engine::{Engine, Threads, Uring};
 use crate::limits::LimitGroup;
 use crate::protocol::{MAX_INDIRECT_SEGMENTS, Protocol};
 use crate::queue::Queue;
+use crate::remnant::{Remnant, Rest};
 
 /// Bits of the `info` key (xen/include/public/io/blkif.h, `VDISK_*`).
 const VDISK_CDROM: u32 = 1;
@@ -72,6 +73,28 @@ struct Connection {
     /// Threads that have not ended.
     running: Arc<AtomicUsize>,
     threads: Vec<JoinHandle<()>>,
+    /// The rings of queues that have ended, if they are to be kept.
+    rests: Arc<Rests>,
+    kick: Arc<EventFd>,
+}
+
+/// Rings that wait for a [`Remnant`].
+#[derive(Debug, Default)]
+struct Rests {
+    wanted: AtomicBool,
+    rings: Mutex<Vec<Rest>>,
+}
+
+impl Rests {
+    fn put(&self, rest: Option<Rest>) {
+        if self.wanted.load(SeqCst) {
+            self.rings.lock().unwrap_or_else(PoisonError::into_inner).extend(rest);
+        }
+    }
+
+    fn take(&self) -> Vec<Rest> {
+        std::mem::take(&mut self.rings.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Connection {
@@ -125,7 +148,7 @@ impl BlockDevice {
         Self { config, disk, connection: None, told: AtomicBool::new(false) }
     }
 
-    /// Size, counters, [`Disk::rescan`] and [`Disk::resume`], for other threads.
+    /// Size, counters and [`Disk::rescan`], for other threads.
     pub fn disk(&self) -> &Arc<Disk> {
         &self.disk
     }
@@ -183,9 +206,11 @@ impl BlockDevice {
             wakes: ready.iter().map(|ready| Arc::clone(&ready.wake)).collect(),
             running: Arc::new(AtomicUsize::new(0)),
             threads: Vec::new(),
+            rests: Arc::default(),
+            kick: Arc::clone(kick),
         });
         for (number, Ready { queue, wake }) in ready.into_iter().enumerate() {
-            let stop = Arc::clone(&connection.stop);
+            let (stop, rests) = (Arc::clone(&connection.stop), Arc::clone(&connection.rests));
             connection.running.fetch_add(1, SeqCst);
             let ended = Ended { running: Arc::clone(&connection.running), kick: Arc::clone(kick) };
             let name = format!("vbd-{}-{number}", self.config.vdev);
@@ -193,7 +218,7 @@ impl BlockDevice {
                 // Dropped last, when the queue has given everything back. The engine polls `wake` until then.
                 let _ended = ended;
                 let _wake = wake;
-                queue.run(&stop);
+                rests.put(queue.run_to_rest(&stop));
             });
             match thread {
                 Ok(thread) => connection.threads.push(thread),
@@ -297,11 +322,10 @@ impl BackendDevice for BlockDevice {
         let ready = (0..queues)
             .map(|queue| self.prepare(frontend, domain, protocol, &prefix(queue), order))
             .collect::<Result<Vec<_>, _>>()?;
-        let wakes = ready.iter().map(|ready| Arc::clone(&ready.wake)).collect();
         self.start(ready, &domain.kick)
             .map_err(|e| ConnectError(format!("the host cannot make a thread: {e}")))?;
 
-        self.disk.connected(Arc::clone(&domain.kick), wakes);
+        self.disk.connected(Arc::clone(&domain.kick));
         let traits = self.disk.traits();
         let mut keys = keys([
             ("feature-flush-cache", "1".into()),
@@ -325,8 +349,17 @@ impl BackendDevice for BlockDevice {
     fn disconnect(&mut self) {
         self.disk.disconnected();
         if let Some(connection) = &self.connection {
+            connection.rests.wanted.store(false, SeqCst);
             connection.stop();
         }
+    }
+
+    fn retire(&mut self) {
+        if let Some(connection) = &self.connection {
+            connection.rests.wanted.store(true, SeqCst);
+            connection.stop();
+        }
+        self.disk.disconnected();
     }
 
     fn is_stopped(&mut self) -> bool {
@@ -336,8 +369,31 @@ impl BackendDevice for BlockDevice {
         }
         // They have given everything back and are on their last instructions.
         connection.join();
-        self.connection = None;
+        if !connection.rests.wanted.load(SeqCst) {
+            self.connection = None;
+        }
         true
+    }
+
+    fn take_remnant(&mut self) -> Option<Box<dyn xenbus::Remnant>> {
+        if !self.is_stopped() {
+            return None;
+        }
+        let connection = self.connection.take()?;
+        let rests = connection.rests.take();
+        if rests.is_empty() {
+            return None;
+        }
+        match Remnant::start(&self.config.vdev, rests, Arc::clone(&connection.kick)) {
+            Ok(remnant) => Some(Box::new(remnant)),
+            Err(e) => {
+                tracing::warn!(
+                    "vbd {}: nobody answers what the guest still asks of the disk: the host cannot make a thread: {e}",
+                    self.config.vdev
+                );
+                None
+            }
+        }
     }
 
     fn take_update(&mut self) -> Option<Keys> {

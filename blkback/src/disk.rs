@@ -97,15 +97,6 @@ impl Counters {
     }
 }
 
-/// Whom a disk tells what.
-#[derive(Debug, Default)]
-struct Listeners {
-    /// The main thread, when the size changed.
-    kick: Option<Arc<EventFd>>,
-    /// The queues' threads.
-    queues: Vec<Arc<EventFd>>,
-}
-
 /// A disk of a guest, connected or not.
 #[derive(Debug)]
 pub struct Disk {
@@ -119,8 +110,8 @@ pub struct Disk {
     sectors: AtomicU64,
     resized: AtomicBool,
     full: AtomicBool,
-    resumes: AtomicU64,
-    listeners: Mutex<Listeners>,
+    /// The main thread of a connected frontend, which is told when the size changed.
+    kick: Mutex<Option<Arc<EventFd>>>,
     complaints: AtomicU32,
     counters: Counters,
 }
@@ -147,8 +138,7 @@ impl Disk {
             sectors: AtomicU64::new(0),
             resized: AtomicBool::new(false),
             full: AtomicBool::new(false),
-            resumes: AtomicU64::new(0),
-            listeners: Mutex::default(),
+            kick: Mutex::default(),
             complaints: AtomicU32::new(0),
             counters: Counters::default(),
             backing,
@@ -224,7 +214,7 @@ impl Disk {
         let changed = self.sectors.swap(sectors, SeqCst) != sectors;
         if changed {
             self.resized.store(true, SeqCst);
-            if let Some(kick) = &self.listeners().kick {
+            if let Some(kick) = &*self.kick() {
                 let _ = kick.write(1);
             }
         }
@@ -234,19 +224,6 @@ impl Disk {
     /// Whether writes wait because the storage is full.
     pub fn is_full(&self) -> bool {
         self.full.load(SeqCst)
-    }
-
-    /// Writes that wait for room are tried again now, without waiting for their time.
-    pub fn resume(&self) {
-        self.resumes.fetch_add(1, SeqCst);
-        for queue in &self.listeners().queues {
-            let _ = queue.write(1);
-        }
-    }
-
-    /// Calls of [`Disk::resume`].
-    pub(crate) fn resumes(&self) -> u64 {
-        self.resumes.load(SeqCst)
     }
 
     /// Whether a write that finds no room waits for some.
@@ -293,16 +270,15 @@ impl Disk {
         }
     }
 
-    /// A frontend is about to be told the size, and wants to hear of the next change through `kick`. The queues'
-    /// threads wake up by `queues`.
-    pub(crate) fn connected(&self, kick: Arc<EventFd>, queues: Vec<Arc<EventFd>>) {
-        *self.listeners() = Listeners { kick: Some(kick), queues };
+    /// A frontend is about to be told the size, and wants to hear of the next change through `kick`.
+    pub(crate) fn connected(&self, kick: Arc<EventFd>) {
+        *self.kick() = Some(kick);
         self.resized.store(false, SeqCst);
     }
 
     /// The frontend went.
     pub(crate) fn disconnected(&self) {
-        *self.listeners() = Listeners::default();
+        *self.kick() = None;
         self.resized.store(false, SeqCst);
         self.full.store(false, SeqCst);
     }
@@ -317,8 +293,8 @@ impl Disk {
         self.complaints.fetch_update(SeqCst, SeqCst, |n| (n < MAX_COMPLAINTS).then_some(n + 1)).is_ok()
     }
 
-    fn listeners(&self) -> MutexGuard<'_, Listeners> {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kick(&self) -> MutexGuard<'_, Option<Arc<EventFd>>> {
+        self.kick.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A file may end in a piece of a sector, after a resize by hand: that piece is not part of the disk.

@@ -3,7 +3,8 @@
 //! A [`BlockDevice`] is what xenbus connects: per connection it has one to several queues, each with a ring, an
 //! event channel and a thread. The thread copies each request out of the ring once ([`protocol`]), turns grant
 //! references into memory, hands the operation to its [`engine`] and answers when that is done ([`queue`]).
-//! What the engine reads and writes is a [`storage`].
+//! What the engine reads and writes is a [`storage`]. What a frontend sends to a disk that it has lost is refused
+//! by a `remnant`.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
@@ -15,6 +16,7 @@ pub mod image;
 pub mod limits;
 pub mod protocol;
 pub mod queue;
+mod remnant;
 mod slot;
 pub mod storage;
 mod widened;

@@ -13,6 +13,7 @@ use devices::xen::shared_ring::{BackRing, RingError};
 use crate::disk::Disk;
 use crate::engine::{Completion, Engine, Op, Sleep};
 use crate::protocol::{Operation, Protocol, RawEntry, Request, Response, Segment, Status};
+use crate::remnant::Rest;
 use crate::slot::{Kind, Phase, Slot};
 
 /// Attempts at an operation that the kernel interrupts or postpones.
@@ -60,10 +61,9 @@ pub struct Queue<E: Engine> {
     /// Bytes of all bounce buffers, and the requests that wait until there may be more.
     bounced: usize,
     starved: VecDeque<(u16, Access)>,
-    /// Writes that found no room, when they are tried again, and after which call of [`Disk::resume`].
+    /// Writes that found no room, and when they are tried again.
     held: Vec<u16>,
     retry_at: Instant,
-    resumed: u64,
     /// When the size was looked at.
     rescanned: Instant,
     /// Nothing is taken any more, and nothing is held.
@@ -96,7 +96,6 @@ impl<E: Engine> Queue<E> {
             notifier: channel.notifier(),
             channel,
             grants,
-            resumed: disk.resumes(),
             disk,
             protocol,
             barrier: None,
@@ -113,7 +112,12 @@ impl<E: Engine> Queue<E> {
 
     /// Serves the ring until `stop` is set (and the engine woken) or the frontend breaks the ring. Requests
     /// that were taken are finished and answered; only then their pages are given back.
-    pub fn run(mut self, stop: &AtomicBool) {
+    pub fn run(self, stop: &AtomicBool) {
+        drop(self.run_to_rest(stop));
+    }
+
+    /// As [`Queue::run`]. Returns the ring, unless the frontend broke it or the engine failed.
+    pub(crate) fn run_to_rest(mut self, stop: &AtomicBool) -> Option<Rest> {
         loop {
             // Before new requests are started: the guest has work to do meanwhile.
             self.publish();
@@ -127,12 +131,15 @@ impl<E: Engine> Queue<E> {
             if (self.stopping || self.broken) && self.idle() {
                 // What the engine was told to notify.
                 let _ = self.engine.wait(Sleep::Never);
-                return;
+                let Self { engine, ring, channel, protocol, broken, .. } = self;
+                // It is given descriptors of the channel.
+                drop(engine);
+                return (!broken).then(|| Rest { ring, channel: Arc::new(channel), protocol });
             }
             if let Err(e) = self.engine.wait(self.until_retry(sleep)) {
                 tracing::error!("vbd {}: the disk stops, as its I/O engine failed: {e}", self.disk.name());
                 self.abandon();
-                return;
+                return None;
             }
             self.disk.counters().system_calls.fetch_add(self.engine.system_calls(), Relaxed);
             if sleep != Sleep::Never {
@@ -160,6 +167,12 @@ impl<E: Engine> Queue<E> {
     /// Whether the frontend broke the ring.
     pub fn is_broken(&self) -> bool {
         self.broken
+    }
+
+    /// Has writes that found no room tried again with the next pass, for tests that do not wait for their time.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn retry_now(&mut self) {
+        self.retry_at = Instant::now();
     }
 
     /// The engine, for tests that look at what it was asked to do.
@@ -446,7 +459,6 @@ impl<E: Engine> Queue<E> {
     fn hold(&mut self, token: u16) {
         if self.held.is_empty() {
             self.retry_at = Instant::now() + RETRY_HELD;
-            self.resumed = self.disk.resumes();
         }
         if let Some(slot) = self.slots.get_mut(usize::from(token)) {
             slot.held = true;
@@ -456,7 +468,7 @@ impl<E: Engine> Queue<E> {
     }
 
     fn retry_held(&mut self) {
-        if self.held.is_empty() || (self.resumed == self.disk.resumes() && Instant::now() < self.retry_at) {
+        if self.held.is_empty() || Instant::now() < self.retry_at {
             return;
         }
         for token in std::mem::take(&mut self.held) {

@@ -47,6 +47,28 @@ pub(crate) fn image(sectors: u64) -> tempfile::NamedTempFile {
     file
 }
 
+/// A loop device on a file.
+#[cfg(test)]
+pub(crate) struct Loop(pub std::path::PathBuf);
+
+#[cfg(test)]
+impl Loop {
+    /// With sectors of so many bytes.
+    pub(crate) fn new(file: &std::path::Path, sector: u32) -> Self {
+        let mut losetup = std::process::Command::new("losetup");
+        let output = losetup.args(["-f", "--show", "-b", &sector.to_string()]).arg(file).output().unwrap();
+        assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
+        Self(String::from_utf8(output.stdout).unwrap().trim().into())
+    }
+}
+
+#[cfg(test)]
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
 pub fn config(readonly: bool) -> DiskConfig {
     DiskConfig {
         vdev: "xvda".into(),

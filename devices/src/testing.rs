@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, missing_docs, clippy::indexing_slicing)]
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -16,6 +16,30 @@ use crate::xen::event_channel::{EventChannels, EventDelivery, SendTarget};
 use crate::xen::grant_table::GrantTable;
 use crate::xen::types::{DomId, GrantRef, Port};
 use crate::xen::xenbus::{DomainHandle, FrontendKeys};
+
+/// Lines that `f` writes to the log.
+pub fn log_lines(f: impl FnOnce()) -> u32 {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<AtomicU32>);
+    impl tracing::Subscriber for Lines {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+    let lines = Lines::default();
+    tracing::subscriber::with_default(lines.clone(), f);
+    lines.0.load(SeqCst)
+}
 
 /// Records what a real accelerator would deliver.
 #[derive(Debug, Default)]

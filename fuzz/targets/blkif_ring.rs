@@ -162,7 +162,7 @@ fuzz_target!(|data: &[u8]| {
     let channel = front.guest.domain.events.bind_backend(port).expect("a port");
     // It fails if it is handed memory that is neither the guest's nor a bounce buffer.
     let engine = Inline::new(Arc::clone(disk.storage()), &front.guest);
-    let mut queue = Queue::new(engine, ring, channel, table, Arc::clone(&disk), protocol);
+    let mut queue = Queue::new(engine, ring, channel, table, disk, protocol);
 
     let mut forged = false;
     let pass = |queue: &mut Queue<_>| {
@@ -236,7 +236,7 @@ fuzz_target!(|data: &[u8]| {
     let mut broken = false;
     for _ in 0..16 + 8 * front.ring.nr_entries() {
         // A write that failed before may be held only now.
-        disk.resume();
+        queue.retry_now();
         broken = pass(&mut queue);
         if queue.idle() && (broken || front.ring.rsp_prod(&front.guest) == front.ring.req_prod) {
             break;

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::*;
 use crate::DiskImage;
 use crate::testing::{
-    BARRIER, DISCARD, FLUSH, Front, Memory, READ, Segment, WRITE, config, image, sector_pattern, wait_until,
-    whole,
+    BARRIER, DISCARD, FLUSH, Front, Loop, Memory, READ, Segment, WRITE, config, image, sector_pattern,
+    wait_until, whole,
 };
 
 /// A connected disk of `sectors` sectors.
@@ -379,30 +379,12 @@ fn a_second_connection_waits_for_the_end_of_the_first() {
     assert!(device.connect(&front.guest, &front.guest.domain).is_err());
 }
 
-/// A loop device with sectors of 4096 bytes.
-struct Loop(String);
-
-impl Loop {
-    fn new(file: &std::path::Path) -> Self {
-        let mut losetup = std::process::Command::new("losetup");
-        let output = losetup.args(["-f", "--show", "-b", "4096"]).arg(file).output().unwrap();
-        assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
-        Self(String::from_utf8(output.stdout).unwrap().trim().to_owned())
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("losetup").arg("-d").arg(&self.0).status();
-    }
-}
-
 #[test]
 #[ignore = "needs root and a free loop device"]
 fn a_device_with_sectors_of_4096_bytes_is_served_in_every_shape() {
     let file = image(64);
-    let device = Loop::new(file.path());
-    let open = |readonly| DiskImage::open(device.0.as_ref(), readonly);
+    let device = Loop::new(file.path(), 4096);
+    let open = |readonly| DiskImage::open(&device.0, readonly);
     let mut block = BlockDevice::new(config(false), open(false).unwrap());
     assert!(matches!(open(false), Err(crate::ImageError::Locked(_))));
     assert!(matches!(open(true), Err(crate::ImageError::Locked(_))));

@@ -277,6 +277,8 @@ impl Node {
 }
 
 #[cfg(test)]
+mod full;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;

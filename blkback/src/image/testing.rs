@@ -147,10 +147,11 @@ pub(super) fn compare_with_model(path: &Path, format: Format, mut model: Vec<u8>
         return;
     }
     let name = if format == Format::Vhd { "vpc" } else { "qcow2" };
-    let raw = path.with_extension("compare");
+    let raw = tempfile::NamedTempFile::new().unwrap();
+    let raw = raw.path();
     let others = qemu_img_status(&format!("convert -f {name} -O raw {} {}", path.display(), raw.display()));
     assert!(others.status.success(), "{others:?}");
-    assert!(std::fs::read(&raw).unwrap() == all, "seed {seed}: qemu-img reads something else");
+    assert!(std::fs::read(raw).unwrap() == all, "seed {seed}: qemu-img reads something else");
 }
 
 /// Numbers in `good` are changed at random, `mend` makes checksums right again, and a guest uses what is left: it

@@ -5,7 +5,9 @@ use std::fs::File;
 
 use super::file::open_error;
 use super::locks::lock_byte;
+use super::testing::{compare_with_model, open, qemu_img, read, try_open, write};
 use super::*;
+use crate::testing::Loop;
 
 fn file(bytes: u64) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -254,4 +256,51 @@ fn what_is_misaligned_for_direct_io_is_written_whole() {
     let mut beyond = [1; 100];
     file.read(&mut beyond, (1 << 20) - 50).unwrap();
     assert_eq!(beyond[50..], [0; 50]);
+}
+
+#[test]
+#[ignore = "needs root and a free loop device"]
+fn formats_work_on_devices_that_held_something_else() {
+    const DISK: usize = 16 << 20;
+    let table = [
+        (Format::Qcow2, "qcow2", 512),
+        (Format::Qcow2, "qcow2 -o compat=0.10", 512),
+        (Format::Qcow2, "qcow2 -o cluster_size=4k", 4096),
+        (Format::Vhd, "vpc -o force_size=on", 512),
+        (Format::Vhd, "vpc -o force_size=on", 4096),
+    ];
+    for (seed, (format, options, sector)) in (1..).zip(table) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![0xa5; DISK * 2]).unwrap();
+        let device = Loop::new(file.path(), sector);
+        qemu_img(&format!("create -q -f {options} {} {DISK}", device.0.display()));
+        compare_with_model(&device.0, format, vec![0; DISK], 300, seed);
+        if format == Format::Qcow2 {
+            qemu_img(&format!("check -q {}", device.0.display()));
+        }
+        assert!(try_open(&device.0, format, Access::Exclusive).unwrap().is_block_device());
+    }
+}
+
+#[test]
+#[ignore = "needs root and a free loop device"]
+fn an_image_on_a_device_ends_where_the_device_ends() {
+    const MIB: u64 = 1 << 20;
+    for (format, name) in [(Format::Qcow2, "qcow2"), (Format::Vhd, "vpc")] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(8 * MIB).unwrap();
+        let device = Loop::new(file.path(), 512);
+        qemu_img(&format!("create -q -f {name} {} 64M", device.0.display()));
+        let image = open(&device.0, format);
+        let piece = |n: u64| write(&image, n * 65536, &[n as u8; 65536]).and_then(|()| image.flush());
+        let full = (0..1024).find_map(|n| piece(n).err().map(|error| (n, error)));
+        let (safe, error) = full.expect("the device has no end");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+        assert!(safe > 2);
+        drop(image);
+        let image = open(&device.0, format);
+        for n in 0..safe {
+            assert_eq!(read(&image, n * 65536, 65536).unwrap(), [n as u8; 65536]);
+        }
+    }
 }

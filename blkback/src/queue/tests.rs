@@ -422,7 +422,7 @@ fn without_enospc_pause_a_full_disk_is_an_error() {
 }
 
 #[test]
-fn with_enospc_pause_a_write_waits_for_room_and_is_resumed() {
+fn with_enospc_pause_a_write_waits_for_room() {
     let (memory, disk) = memory(64, |config| config.enospc_pause = true);
     let mut front = Front::new(Protocol::X86_64);
     let mut queue = front.queue(&disk);
@@ -439,9 +439,9 @@ fn with_enospc_pause_a_write_waits_for_room_and_is_resumed() {
     assert_eq!(front.take(), None);
     assert!(disk.is_full());
     assert_eq!(disk.counters().errors.load(Relaxed), 0);
-    // Its time has not come, and then it is told that there is room.
+    // There is room, and its time comes.
     memory.fail_writes.store(0, SeqCst);
-    disk.resume();
+    queue.retry_now();
     queue.pass();
     assert_eq!(front.take(), Some((write, WRITE, 0)));
     assert!(!disk.is_full());

@@ -292,7 +292,11 @@ impl EventChannels {
             return;
         }
         match old.state {
-            State::Backend(link) => self.part(&link),
+            State::Backend(link) => {
+                self.part(&link);
+                // Who waits for the guest's events learns that there will be none.
+                let _ = link.event.write(1);
+            }
             State::Loopback(other) => {
                 self.delivery.deassign_send(port);
                 self.delivery.deassign_send(other);
@@ -524,14 +528,19 @@ impl BackendChannel {
         self.link.port
     }
 
-    /// Becomes readable when the guest sends. Non-blocking.
+    /// Becomes readable when the guest sends, and when it closes its end. Non-blocking.
     pub fn event(&self) -> &EventFd {
         &self.link.event
     }
 
+    /// Whether the guest has not closed its end.
+    pub fn is_open(&self) -> bool {
+        self.link.open.load(SeqCst)
+    }
+
     /// Notifies the guest. Cheap and lock-free; callable from any thread.
     pub fn notify(&self) {
-        if self.link.open.load(SeqCst) {
+        if self.is_open() {
             self.channels.delivery.raise(self.link.port, self.link.vcpu.load(SeqCst));
         }
     }
@@ -675,6 +684,21 @@ mod tests {
         drop(channel);
         assert_eq!(b.raised(), []);
         assert_eq!(b.assigned(port), Some(SendTarget::Guest(port, 1)));
+    }
+
+    #[test]
+    fn a_backend_hears_that_the_guest_has_closed_its_end() {
+        for reset in [false, true] {
+            let b = bench();
+            let channel = b.events.bind_backend(b.waiting()).unwrap();
+            assert!(channel.is_open() && channel.event().read().is_err());
+            if reset {
+                b.events.reset();
+            } else {
+                b.events.close(channel.port()).unwrap();
+            }
+            assert!(!channel.is_open() && channel.event().read().is_ok());
+        }
     }
 
     #[test]

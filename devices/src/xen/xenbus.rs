@@ -6,7 +6,8 @@
 //! Devices come and go while the guest runs. A device that goes is first asked for ([`Xenbus::request_removal`]:
 //! `online` is 0, the backend is Closing); when the frontend has closed, its nodes are removed. A frontend that
 //! does not close keeps the device ([`Xenbus::removal_overdue`]) or loses it ([`Xenbus::force_removal`]). In no
-//! case does anything go before the last granted page is given back.
+//! case does anything go before the last I/O on granted pages has ended. What is left then is a ring whose
+//! requests are refused until the frontend lets go of it ([`Remnant`]).
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,6 +18,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::event_channel::EventChannels;
 use super::grant_table::GrantTable;
 use super::types::DomId;
+
+/// Lines that one device's frontend may cause in the log (XSA-180): it can be refused as often as it likes.
+const MAX_COMPLAINTS: u32 = 32;
 
 /// What a backend uses of its domain. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -89,8 +93,19 @@ pub trait BackendDevice: Send {
     /// Stops the queues: no new requests are taken; what is in flight is completed or abandoned safely. Ends
     /// at once; [`BackendDevice::is_stopped`] tells when the last page has been given back.
     fn disconnect(&mut self);
-    /// True when nothing of a former connection is left (and before the first).
+    /// As [`BackendDevice::disconnect`], of a device that the guest loses. Its frontend may not know that yet, or
+    /// wait for answers before it lets go: what it sends is for [`BackendDevice::take_remnant`].
+    fn retire(&mut self) {
+        self.disconnect();
+    }
+    /// True when nothing of a former connection is left (and before the first), but what
+    /// [`BackendDevice::take_remnant`] takes.
     fn is_stopped(&mut self) -> bool;
+    /// After [`BackendDevice::retire`], once the device is stopped: what answers the frontend from now on, if there
+    /// is need of that. It uses nothing of the device.
+    fn take_remnant(&mut self) -> Option<Box<dyn Remnant>> {
+        None
+    }
     /// Keys that changed while connected (a resized disk's `sectors`): written, then `state` is written again.
     fn take_update(&mut self) -> Option<Keys> {
         None
@@ -99,6 +114,19 @@ pub trait BackendDevice: Send {
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
+}
+
+/// The rings of a device that is gone, as long as the frontend holds on to them: each request is refused.
+/// Dropping it ends that at once, and no granted page is in use afterwards.
+///
+/// Linux does not let go of a disk before each request has its answer. It goes on sending for a while, even
+/// after it has closed: what its scheduler had before is sent with the next interrupt.
+pub trait Remnant: Send {
+    /// The frontend has let go of all rings. [`DomainHandle::kick`] is written when this becomes true.
+    fn is_over(&self) -> bool;
+    /// Sends the frontend an event on each ring, though there may be nothing new: Linux's blkfront then sends what
+    /// was waiting when it closed.
+    fn notify(&self);
 }
 
 /// Backend and frontend states (xen/include/public/io/xenbus.h, `enum xenbus_state`).
@@ -229,6 +257,8 @@ enum Phase {
     Connected,
     /// The queues were told to stop, and hold granted pages yet.
     Stopping,
+    /// As Stopping, and a remnant is to take over the rings.
+    Retiring,
 }
 
 struct Slot {
@@ -242,6 +272,10 @@ struct Slot {
     removing: bool,
     /// It goes whatever the frontend does.
     forced: bool,
+    /// What answers the frontend when the device is retired.
+    remnant: Option<Box<dyn Remnant>>,
+    /// Lines in the log so far.
+    complaints: u32,
 }
 
 /// All backend devices of a domain.
@@ -251,8 +285,16 @@ pub struct Xenbus {
     slots: Vec<Slot>,
     /// Gone, and not yet taken by [`Xenbus::take_removed`].
     removed: Vec<Removed>,
-    /// Devices that are gone, and their backend's directories; see [`Xenbus::sweep`].
-    left: Vec<(DeviceId, String)>,
+    /// What is left of devices that are gone; see [`Xenbus::sweep`].
+    left: Vec<Left>,
+}
+
+/// What is left of a device that is gone, until the guest's driver has let go of it.
+struct Left {
+    id: DeviceId,
+    /// The backend's directory, until it is removed.
+    backend: Option<String>,
+    remnant: Option<Box<dyn Remnant>>,
 }
 
 impl fmt::Debug for Xenbus {
@@ -287,7 +329,7 @@ impl Xenbus {
         // What a device before it left there, or what the guest wrote there since.
         store.remove(&frontend);
         store.remove(&backend);
-        self.left.retain(|(left, _)| *left != id);
+        self.left.retain(|left| left.id != id);
         let slot = Slot {
             device,
             frontend: frontend.clone(),
@@ -296,6 +338,8 @@ impl Xenbus {
             state: XenbusState::InitWait,
             removing: false,
             forced: false,
+            remnant: None,
+            complaints: 0,
         };
         slot.offer(store, domid);
         self.slots.push(slot);
@@ -351,7 +395,7 @@ impl Xenbus {
     pub fn force_removal<S: Store>(&mut self, store: &mut S, id: DeviceId) -> bool {
         if let Some(slot) = self.slots.iter_mut().find(|slot| slot.id() == id) {
             slot.forced = true;
-            slot.stop();
+            slot.retire(slot.frontend_state(store));
         }
         self.request_removal(store, id)
     }
@@ -365,7 +409,7 @@ impl Xenbus {
                 self.force_removal(store, id);
                 Some(Overdue::Removed)
             }
-            Phase::Stopping => Some(Overdue::Draining),
+            Phase::Stopping | Phase::Retiring => Some(Overdue::Draining),
             Phase::Connected if slot.frontend_state(store) == XenbusState::Closing => Some(Overdue::InUse),
             Phase::Connected => {
                 slot.removing = false;
@@ -382,17 +426,20 @@ impl Xenbus {
     }
 
     /// Removes the backend directories of devices that are gone, when the guest's driver has let go of them:
-    /// `watched` says whether the guest watches anything below a path. True: there were some. Until then the
-    /// driver must read Closed there. A driver that finds no state does nothing, and Linux would go on to write
-    /// what its page cache has for the disk, to a ring that nobody serves.
+    /// `watched` says whether the guest watches anything below a path. Until then the driver must read Closed
+    /// there. A driver that finds no state does nothing, and Linux would go on to write what its page cache has for
+    /// the disk, to a ring that nobody serves. True: the driver has let go of some for good, rings and all.
     pub fn sweep<S: Store>(&mut self, store: &mut S, watched: impl Fn(&S, &str) -> bool) -> bool {
         let before = self.left.len();
-        self.left.retain(|(_, backend)| {
-            let keep = watched(store, backend);
-            if !keep {
-                store.remove(backend);
+        self.left.retain_mut(|left| {
+            if let Some(backend) = left.backend.take_if(|backend| !watched(store, backend)) {
+                store.remove(&backend);
+                // Linux's driver has seen by now that the device is closed, and is about to wait for the last
+                // answers: some of them to requests that it has not sent.
+                left.remnant.iter().for_each(|remnant| remnant.notify());
             }
-            keep
+            left.remnant.take_if(|remnant| remnant.is_over());
+            left.backend.is_some() || left.remnant.is_some()
         });
         self.left.len() < before
     }
@@ -400,11 +447,12 @@ impl Xenbus {
     /// Whether the guest's driver still holds on to a device that is gone. Linux would not notice if another one
     /// came in its place now: it looks whether there is a directory, and there is one again.
     pub fn is_leaving(&self, id: DeviceId) -> bool {
-        self.left.iter().any(|(left, _)| *left == id)
+        self.left.iter().any(|left| left.id == id)
     }
 
     /// Stops all queues, when the domain ends. [`Xenbus::all_stopped`] tells when they have.
     pub fn stop_all(&mut self) {
+        self.left.clear();
         for slot in &mut self.slots {
             slot.removing = true;
             slot.stop();
@@ -434,7 +482,7 @@ impl Xenbus {
             store.remove(&slot.error_directory());
             store.remove(&slot.frontend);
             let id = DeviceId::of(&*slot.device);
-            self.left.push((id, slot.backend));
+            self.left.push(Left { id, backend: Some(slot.backend), remnant: slot.remnant });
             self.removed.push(Removed { id, frontend: slot.frontend, device: slot.device });
         }
     }
@@ -493,9 +541,21 @@ impl Slot {
     }
 
     fn stop(&mut self) {
-        if self.phase == Phase::Connected {
+        self.remnant = None;
+        if matches!(self.phase, Phase::Connected | Phase::Retiring) {
             self.device.disconnect();
             self.phase = Phase::Stopping;
+        }
+    }
+
+    /// Stops a device that does not come back. A frontend that was started anew, or is gone, does not know the rings
+    /// of the connection: their pages may be used for something else.
+    fn retire(&mut self, front: XenbusState) {
+        if matches!(front, XenbusState::Initialising | XenbusState::Unknown) {
+            self.stop();
+        } else if self.phase == Phase::Connected {
+            self.device.retire();
+            self.phase = Phase::Retiring;
         }
     }
 
@@ -505,15 +565,20 @@ impl Slot {
         let front = self.frontend_state(store);
         // Closed, gone, or started anew (a crash kernel): whatever was connected ends. Not yet with Closing: a
         // frontend whose device is in use stays there and goes on sending requests (Linux before 5.14).
-        if matches!(front, Closed | Initialising | Unknown) {
-            self.stop();
+        match front {
+            Closed if self.removing => self.retire(front),
+            Closed | Initialising | Unknown => self.stop(),
+            _ => {}
         }
         if front == Closing && self.state != Closing && self.state != Closed {
             self.set_state(store, Closing);
         }
-        if self.phase == Phase::Stopping {
+        if matches!(self.phase, Phase::Stopping | Phase::Retiring) {
             if !self.device.is_stopped() {
                 return;
+            }
+            if self.phase == Phase::Retiring {
+                self.remnant = self.device.take_remnant();
             }
             self.phase = Phase::Stopped;
         }
@@ -548,7 +613,10 @@ impl Slot {
                 self.set_state(store, XenbusState::Connected);
             }
             Err(error) => {
-                tracing::warn!(device = self.backend, %error, "the guest's driver cannot be connected");
+                if self.complaints < MAX_COMPLAINTS {
+                    self.complaints += 1;
+                    tracing::warn!(device = self.backend, %error, "the guest's driver cannot be connected");
+                }
                 store.write(&format!("{}/error", self.error_directory()), &error.to_string());
                 self.set_state(store, XenbusState::Closing);
             }

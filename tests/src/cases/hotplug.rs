@@ -78,6 +78,8 @@ pub fn hotplug(bench: &Bench) -> Result<()> {
     for (what, words, detach) in [
         ("under load", "", &["block-detach", "hot", "xvdb"][..]),
         ("under load, by force", "", &["block-detach", "hot", "xvdb", "--force"]),
+        ("under load, at once", "", &["block-detach", "hot", "xvdb", "--force", "--timeout", "0"]),
+        ("throttled, at once", ",iops=20", &["block-detach", "hot", "xvdb", "--force", "--timeout", "0"]),
         ("throttled", ",iops=20", &["block-detach", "hot", "51728"]),
     ] {
         attach(bench, &mut guest, &image, words, "xvdb").map_err(|e| format!("{what}: {e}"))?;

@@ -6,8 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes of the longest iSCSI name (RFC 7143, section 4.2.7.1).
-const NAME_MAX: usize = 223;
+use super::portal::{Portal, is_target_name};
 
 /// A disk of an iSCSI target.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -30,15 +29,13 @@ pub struct IscsiTarget {
 impl IscsiTarget {
     /// Checks what came in as text: it becomes arguments of a program, and part of names in `/sys`.
     pub(super) fn check(&self) -> Result<(), String> {
-        let name = &self.iqn;
-        let kind = ["iqn.", "eui.", "naa."].into_iter().any(|kind| name.len() > 4 && name.starts_with(kind));
-        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'_'));
-        if !kind || !plain || name.len() > NAME_MAX {
+        if !is_target_name(&self.iqn) {
             return Err(format!(
-                "`{name}` is not the name of an iSCSI target; write iqn=iqn.YYYY-MM.DOMAIN:NAME"
+                "`{}` is not the name of an iSCSI target; write iqn=iqn.YYYY-MM.DOMAIN:NAME",
+                self.iqn
             ));
         }
-        if !is_portal(&self.portal) {
+        if self.portal.parse::<Portal>().is_err() {
             return Err(format!(
                 "`{}` is not the address of an iSCSI target; write portal=ADDRESS or portal=ADDRESS:PORT, \
                  with an IPv6 address in brackets",
@@ -57,32 +54,6 @@ impl IscsiTarget {
     pub fn is_same_disk(&self, other: &IscsiTarget) -> bool {
         self.iqn == other.iqn && self.lun == other.lun
     }
-}
-
-/// `192.0.2.1`, `192.0.2.1:3260`, `[2001:db8::1]:3260`, `san.example.org`.
-fn is_portal(text: &str) -> bool {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let Some((address, port)) = rest.split_once(']') else { return false };
-            if address.parse::<std::net::Ipv6Addr>().is_err() {
-                return false;
-            }
-            (None, port)
-        }
-        None => {
-            let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
-            (Some(host), port)
-        }
-    };
-    let host = host.is_none_or(|host| {
-        let plain = host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
-        plain && host.starts_with(|first: char| first.is_ascii_alphanumeric()) && host.len() <= 253
-    });
-    let port = port.is_empty()
-        || port.strip_prefix(':').is_some_and(|port| {
-            port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
-        });
-    host && port
 }
 
 impl FromStr for IscsiTarget {
@@ -152,36 +123,6 @@ impl fmt::Display for IscsiTarget {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn portals() {
-        for text in
-            ["192.0.2.1", "192.0.2.1:3260", "[2001:db8::1]", "[::1]:860", "san.example.org", "san1:65535"]
-        {
-            assert!(is_portal(text), "{text}");
-        }
-        for text in [
-            "",
-            "-p",
-            ".",
-            ":3260",
-            "a:",
-            "a:0",
-            "a:65536",
-            "a:+1",
-            "a b",
-            "::1",
-            "2001:db8::1",
-            "[::1",
-            "[::1]3260",
-            "[a]:1",
-            "a/b",
-            "a;b",
-            &"a".repeat(254),
-        ] {
-            assert!(!is_portal(text), "{text}");
-        }
-    }
 
     #[test]
     fn a_target_survives_its_own_text() {

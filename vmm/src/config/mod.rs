@@ -9,6 +9,7 @@ mod disk_grammar;
 pub mod error;
 mod iscsi;
 pub mod net;
+pub mod portal;
 mod spec;
 pub mod values;
 pub mod vdev;

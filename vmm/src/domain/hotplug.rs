@@ -84,7 +84,8 @@ struct Successor {
 
 /// A client that waits for a device to go.
 struct Waiter {
-    deadline: Instant,
+    /// `None`: it waits as long as it takes.
+    deadline: Option<Instant>,
     patience: Duration,
     force: bool,
     /// The device was taken; only I/O in flight keeps it.
@@ -263,8 +264,8 @@ impl Hotplug {
             }
         };
         if let Some(removal) = self.removals.get_mut(index) {
-            // A timeout that no clock reaches is none.
-            let deadline = Instant::now().checked_add(patience).unwrap_or_else(Instant::now);
+            // A timeout that no clock reaches is no limit.
+            let deadline = Instant::now().checked_add(patience);
             removal.waiters.push(Waiter { deadline, patience, force, forced: false, then, reply });
         }
     }
@@ -369,7 +370,7 @@ impl Hotplug {
                 continue;
             }
             let (due, waiting): (Vec<_>, Vec<_>) =
-                removal.waiters.drain(..).partition(|waiter| waiter.deadline <= now);
+                removal.waiters.drain(..).partition(|waiter| waiter.deadline.is_some_and(|end| end <= now));
             removal.waiters = waiting;
             if due.is_empty() {
                 self.removals.push(removal);
@@ -391,7 +392,7 @@ impl Hotplug {
         tracing::info!(device = %removal.id, "taking a device from the guest by force");
         self.store.borrow_mut().force_removal(removal.id);
         for mut waiter in due {
-            (waiter.force, waiter.forced, waiter.deadline) = (false, true, now + DRAIN);
+            (waiter.force, waiter.forced, waiter.deadline) = (false, true, Some(now + DRAIN));
             removal.waiters.push(waiter);
         }
         true
@@ -437,7 +438,7 @@ impl Hotplug {
     /// Wakes up when the next client has waited long enough.
     fn set_timer(&mut self, now: Instant) {
         let waiting = self.removals.iter().filter(|removal| removal.describe.is_some());
-        let deadlines = waiting.flat_map(|removal| &removal.waiters).map(|waiter| waiter.deadline);
+        let deadlines = waiting.flat_map(|removal| &removal.waiters).filter_map(|waiter| waiter.deadline);
         let next = deadlines.chain(self.removals.iter().filter_map(|removal| removal.closed)).min();
         // Zero would switch the timer off.
         let left = next.map(|next| next.saturating_duration_since(now).max(Duration::from_millis(1)));

@@ -3,14 +3,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::*;
 use crate::image::testing::*;
-use crate::image::{CacheMode, DiskImage};
+use crate::image::{Access, CacheMode, DiskImage, Format, ImageError, ImageOptions};
 
 const MIB: u64 = 1 << 20;
 

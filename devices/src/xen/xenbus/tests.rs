@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::testing::FakeGuest;
+use crate::testing::{FakeGuest, log_lines};
 
 #[derive(Default)]
 struct MemoryStore(BTreeMap<String, String>);
@@ -31,6 +31,8 @@ struct Record {
     slow_to_stop: bool,
     refuse: bool,
     update: Option<Keys>,
+    /// The frontend holds on to its rings.
+    holds_on: bool,
     /// Added to the index of xvda.
     index: u32,
 }
@@ -61,13 +63,40 @@ impl BackendDevice for TestDevice {
     fn disconnect(&mut self) {
         self.0.lock().unwrap().calls.push("disconnect");
     }
+    fn retire(&mut self) {
+        self.0.lock().unwrap().calls.push("retire");
+    }
     fn is_stopped(&mut self) -> bool {
         !self.0.lock().unwrap().slow_to_stop
+    }
+    fn take_remnant(&mut self) -> Option<Box<dyn Remnant>> {
+        self.0.lock().unwrap().calls.push("refuse");
+        Some(Box::new(TestRemnant(Arc::clone(&self.0))))
     }
     fn take_update(&mut self) -> Option<Keys> {
         self.0.lock().unwrap().update.take()
     }
 }
+
+struct TestRemnant(Arc<Mutex<Record>>);
+
+impl Remnant for TestRemnant {
+    fn is_over(&self) -> bool {
+        !self.0.lock().unwrap().holds_on
+    }
+    fn notify(&self) {
+        self.0.lock().unwrap().calls.push("notify");
+    }
+}
+
+impl Drop for TestRemnant {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().calls.push("end");
+    }
+}
+
+/// What happens to a device that was connected and is removed.
+const REMOVED: [&str; 5] = ["connect", "retire", "refuse", "notify", "end"];
 
 const ID: DeviceId = DeviceId { class: "vbd", index: 51712 };
 const FRONT: &str = "/local/domain/1/device/vbd/51712";
@@ -240,6 +269,20 @@ fn a_refused_frontend_is_told_why_and_not_tried_again() {
 }
 
 #[test]
+fn a_frontend_that_is_refused_again_and_again_does_not_fill_the_log() {
+    let lines = log_lines(|| {
+        let mut bench = Bench::new();
+        bench.record.lock().unwrap().refuse = true;
+        for _ in 0..1000 {
+            for (state, expected) in [("3", "5"), ("6", "6"), ("1", "2")] {
+                assert_eq!(bench.front(state), expected);
+            }
+        }
+    });
+    assert!((1..=MAX_COMPLAINTS).contains(&lines), "{lines} lines");
+}
+
+#[test]
 fn states_that_are_none_disconnect_and_harm_nothing() {
     let mut bench = Bench::new();
     for state in ["4", "99", "", "-1", "4", "\0", "5", "5", "2", "7", "8", "6", "1", "3"] {
@@ -276,7 +319,7 @@ fn a_device_goes_when_the_frontend_has_closed() {
     assert!(!bench.is_gone());
     bench.front("6");
     assert!(bench.is_gone());
-    assert_eq!(bench.calls(), ["connect", "disconnect"]);
+    assert_eq!(bench.calls(), REMOVED);
 }
 
 #[test]
@@ -396,7 +439,7 @@ fn force_helps_where_asking_did_not() {
     bench.front("5");
     bench.force();
     assert!(bench.is_gone());
-    assert_eq!(bench.calls(), ["connect", "disconnect"]);
+    assert_eq!(bench.calls(), REMOVED);
 }
 
 #[test]
@@ -419,7 +462,8 @@ fn nothing_goes_while_pages_are_in_use() {
         assert!(!bench.is_gone());
         bench.slow(false);
         assert!(bench.is_gone());
-        assert_eq!(bench.calls(), ["connect", "disconnect"]);
+        // What started anew does not know the rings of the one before.
+        assert_eq!(bench.calls(), ["connect", "retire", "disconnect"]);
     }
 }
 
@@ -444,6 +488,64 @@ fn a_driver_finds_the_backend_closed_until_it_lets_go() {
 }
 
 #[test]
+fn what_a_frontend_sends_to_a_device_that_is_gone_is_refused_until_it_lets_go() {
+    for force in [false, true] {
+        let mut bench = connected();
+        bench.record.lock().unwrap().holds_on = true;
+        if force {
+            bench.force();
+        } else {
+            bench.request();
+            bench.front("6");
+        }
+        assert_eq!(bench.xenbus.take_removed().len(), 1);
+        assert_eq!(bench.calls(), REMOVED[..3]);
+        // The driver lets go of the backend's state, then waits for the last answers, then lets go of the rings.
+        assert!(!bench.xenbus.sweep(&mut bench.store, |_, path| path == BACK));
+        assert_eq!(bench.calls(), REMOVED[..3]);
+        for _ in 0..3 {
+            assert!(!bench.xenbus.sweep(&mut bench.store, |_, _| false));
+            assert!(bench.store.0.is_empty() && bench.xenbus.is_leaving(ID));
+            assert_eq!(bench.calls(), REMOVED[..4]);
+        }
+        bench.record.lock().unwrap().holds_on = false;
+        assert!(bench.xenbus.sweep(&mut bench.store, |_, _| false) && !bench.xenbus.is_leaving(ID));
+        assert_eq!(bench.calls(), REMOVED);
+    }
+}
+
+#[test]
+fn nothing_is_refused_on_the_rings_of_a_frontend_that_is_gone() {
+    for (before, after) in [("6", Some("1")), ("6", Some("99")), ("6", None), ("4", Some("1")), ("4", None)] {
+        let mut bench = connected();
+        bench.slow(true);
+        bench.front(before);
+        bench.force();
+        match after {
+            Some(state) => drop(bench.front(state)),
+            None => {
+                bench.store.remove(FRONT);
+                bench.xenbus.frontend_changed(&mut bench.store, FRONT);
+            }
+        }
+        bench.slow(false);
+        assert_eq!(bench.xenbus.take_removed().len(), 1);
+        assert!(!bench.calls().contains(&"refuse"), "{before} {after:?}: {:?}", bench.calls());
+    }
+}
+
+#[test]
+fn the_end_of_the_domain_ends_what_is_refused() {
+    let mut bench = connected();
+    bench.record.lock().unwrap().holds_on = true;
+    bench.force();
+    assert_eq!(bench.xenbus.take_removed().len(), 1);
+    bench.xenbus.stop_all();
+    assert!(bench.xenbus.all_stopped());
+    assert_eq!(bench.calls(), ["connect", "retire", "refuse", "end"]);
+}
+
+#[test]
 fn a_device_is_refused_while_its_id_is_in_use() {
     let mut bench = connected();
     assert_eq!(bench.add_again(), Err(DeviceExists(ID)));
@@ -454,7 +556,7 @@ fn a_device_is_refused_while_its_id_is_in_use() {
     assert!(bench.is_gone());
     assert_eq!(bench.add_again().unwrap(), FRONT);
     assert_eq!(bench.front("3"), "4");
-    assert_eq!(bench.calls(), ["connect", "disconnect", "connect"]);
+    assert_eq!(bench.calls(), [&REMOVED[..], &["connect"]].concat());
 }
 
 #[test]

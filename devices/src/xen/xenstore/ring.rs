@@ -44,6 +44,9 @@ const INPUT_BUDGET: u32 = RING_SIZE;
 /// Bytes of replies written in one call, for the same reason.
 const OUTPUT_BUDGET: u32 = 64 * RING_SIZE;
 
+/// Lines that a guest's ring may cause in the log (XSA-180): it can be broken as often as the guest likes.
+const MAX_COMPLAINTS: u32 = 32;
+
 /// The page is not one of the shared pages.
 #[derive(Debug, Error)]
 #[error("the xenstore ring cannot be set up: there is no shared page {0}")]
@@ -66,6 +69,8 @@ pub struct XenStoreRing {
     base: usize,
     connection: ConnId,
     broken: bool,
+    /// Lines in the log so far.
+    complaints: u32,
 }
 
 impl XenStoreRing {
@@ -80,7 +85,7 @@ impl XenStoreRing {
             return Err(NoPage(index));
         }
         let connection = store.add_connection(domid);
-        let ring = Self { pages, base: index * PAGE_SIZE, connection, broken: false };
+        let ring = Self { pages, base: index * PAGE_SIZE, connection, broken: false, complaints: 0 };
         ring.set(ERROR, 0);
         ring.set(FEATURES, FEATURE_RECONNECTION | FEATURE_ERROR);
         Ok(ring)
@@ -141,7 +146,10 @@ impl XenStoreRing {
 
     /// Ends the connection until the guest reconnects, and tells it why.
     fn stop(&mut self, store: &mut XenStore, reason: u32) {
-        tracing::warn!("xenstore: the guest's ring is unusable (error {reason}), it must reconnect");
+        if self.complaints < MAX_COMPLAINTS {
+            self.complaints += 1;
+            tracing::warn!("xenstore: the guest's ring is unusable (error {reason}), it must reconnect");
+        }
         self.broken = true;
         store.reset_connection(self.connection);
         self.set(ERROR, reason);

@@ -153,6 +153,19 @@ fn a_guest_that_does_not_answer_keeps_the_device() {
 }
 
 #[test]
+fn a_timeout_beyond_the_clock_is_no_limit() {
+    for force in [false, true] {
+        let (mut domain, record) = connected(ID);
+        detach(&mut domain, ID, Duration::MAX, force);
+        domain.run_after(LONG * 24 * 365 * 100);
+        domain.waits();
+        assert!(record.lock().unwrap().connected);
+        domain.front(ID, &["6"]);
+        assert_eq!(domain.answer().0, 204);
+    }
+}
+
+#[test]
 fn a_device_in_use_goes_when_the_guest_is_done_with_it() {
     let (mut domain, record) = connected(ID);
     detach(&mut domain, ID, Duration::ZERO, false);

@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use super::admin::status;
 use super::chap::Chap;
-use super::portal::check_name;
 use super::sysfs::Session;
 use super::{Host, IscsiProblem, record};
+use crate::config::portal::is_target_name;
 
 /// The folder in the folder of running domains.
 const FOLDER: &str = "iscsi";
@@ -365,7 +365,7 @@ impl Locked {
     /// What was made. It is checked like any other input, because it goes into paths and arguments.
     fn state(&self) -> Option<State> {
         let text = fs::read(self.folder.join(STATE)).ok()?;
-        serde_json::from_slice::<State>(&text).ok().filter(|state| check_name(&state.iqn).is_ok())
+        serde_json::from_slice::<State>(&text).ok().filter(|state| is_target_name(&state.iqn))
     }
 
     fn write(&self, state: &State) -> io::Result<()> {

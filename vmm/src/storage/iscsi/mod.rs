@@ -9,7 +9,7 @@ mod admin;
 mod chap;
 mod error;
 mod lease;
-pub mod portal;
+mod portal;
 mod record;
 mod sysfs;
 #[cfg(test)]
@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 pub use error::{IscsiError, IscsiProblem};
 
 use crate::config::IscsiTarget;
+use crate::config::portal::{Portal, is_target_name};
 use admin::Iscsiadm;
 use chap::Chap;
 use lease::Lease;
@@ -111,8 +112,11 @@ fn attach_on(host: &Arc<Host>, target: &IscsiTarget, run_dir: &Path) -> Result<I
 }
 
 fn attach(host: &Arc<Host>, target: &IscsiTarget, run_dir: &Path) -> Result<IscsiDisk, IscsiProblem> {
-    portal::check_name(&target.iqn)?;
-    let portals = target.portal.parse::<portal::Portal>()?.resolve()?;
+    if !is_target_name(&target.iqn) {
+        return Err(IscsiProblem::InvalidName);
+    }
+    let portal: Portal = target.portal.parse().map_err(|_| IscsiProblem::InvalidPortal)?;
+    let portals = portal.resolve()?;
     let chap = target.chap.as_deref().map(Chap::read).transpose()?;
     lease::clean_up(host, run_dir);
     let lease = Lease::take(host, run_dir, &target.iqn, &portals, chap.as_ref())?;

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::AtomicBool;
 
+use crate::testing::log_lines;
+
 use super::*;
 use crate::xen::xenstore::RingStatus;
 
@@ -113,6 +115,21 @@ fn a_reconnection_starts_from_nothing() {
         assert_eq!(client.ring.process(&mut store), NOTIFY);
         assert_eq!(client.take(), message(2, 4, 0, b""));
     }
+}
+
+#[test]
+fn a_ring_that_is_broken_again_and_again_does_not_fill_the_log() {
+    let (mut store, mut client) = ring();
+    let lines = log_lines(|| {
+        for _ in 0..1000 {
+            client.word(REQ_PROD).store(client.word(REQ_CONS).load(SeqCst).wrapping_add(5000), SeqCst);
+            let _ = client.ring.process(&mut store);
+            assert_eq!(client.word(ERROR).load(SeqCst), 2);
+            client.word(CONNECTION).store(1, SeqCst);
+            let _ = client.ring.process(&mut store);
+        }
+    });
+    assert!((1..=32).contains(&lines), "{lines} lines");
 }
 
 #[test]
