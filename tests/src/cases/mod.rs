@@ -125,25 +125,15 @@ const TESTS: &[Test] = &[
     Test::new("formats", SMALL, boot::formats).single().full_only().limit(900),
     Test::new("refusals", SMALL, refusals::refusals).single(),
     Test::new("without-xen", SMALL, refusals::without_xen).single().on(HostKind::WithoutXen),
-    Test::new("blk-files", LARGE, storage::backends::files).full_only().on(HostKind::Storage).limit(900),
-    Test::new("blk-volumes", OLD_LARGE, storage::backends::volumes)
-        .full_only()
-        .on(HostKind::Storage)
-        .limit(900),
-    Test::new("blk-features", LARGE, storage::features::features)
-        .full_only()
-        .on(HostKind::Storage)
-        .limit(900),
-    Test::new("blk-kills", SMALL, storage::kills::kills)
-        .single()
-        .full_only()
-        .on(HostKind::Storage)
-        .limit(900),
-    Test::new("blk-errors", SMALL, storage::faults::errors).single().full_only().on(HostKind::Storage),
-    Test::new("blk-full", SMALL, storage::faults::full).single().full_only().on(HostKind::Storage),
-    Test::new("blk-full-pause", OLD, storage::faults::full_pause).single().full_only().on(HostKind::Storage),
-    Test::new("blk-iscsi", OLD, storage::iscsi::iscsi).single().full_only().on(HostKind::Storage),
-    Test::new("blk-hotplug", SMALL, storage::hotplug::hotplug).full_only().on(HostKind::Storage),
+    Test::new("blk-files", LARGE, storage::backends::files).on(HostKind::Storage).limit(900),
+    Test::new("blk-volumes", OLD_LARGE, storage::backends::volumes).on(HostKind::Storage).limit(900),
+    Test::new("blk-features", LARGE, storage::features::features).on(HostKind::Storage).limit(900),
+    Test::new("blk-kills", SMALL, storage::kills::kills).single().on(HostKind::Storage).limit(900),
+    Test::new("blk-errors", SMALL, storage::faults::errors).single().on(HostKind::Storage),
+    Test::new("blk-full", SMALL, storage::faults::full).single().on(HostKind::Storage),
+    Test::new("blk-full-pause", OLD, storage::faults::full_pause).single().on(HostKind::Storage),
+    Test::new("blk-iscsi", OLD, storage::iscsi::iscsi).single().on(HostKind::Storage),
+    Test::new("blk-hotplug", SMALL, storage::hotplug::hotplug).on(HostKind::Storage),
     Test::new("counters", LARGE, cost::counters).alone(),
     Test::new("sleeping", LARGE, cost::sleeping).alone(),
     Test::new("memory", SMALL, cost::memory).single().alone(),
