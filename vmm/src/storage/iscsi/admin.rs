@@ -223,3 +223,52 @@ fn last_line(messages: &File) -> String {
         .or_else(|| lines().next_back());
     line.unwrap_or("no message").trim_start_matches("iscsiadm: ").to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn every_failed_login_has_its_sentence() {
+        let table = [
+            (4, "the portal does not answer (iscsid says: it failed); "),
+            (8, "the portal does not answer (iscsid says: it failed); "),
+            (11, "the portal does not answer (iscsid says: it failed); "),
+            (12, "the kernel cannot speak iSCSI over TCP; load its module with `modprobe iscsi_tcp`, "),
+            (13, "only root may log in to a target; start xvmm as root, "),
+            (19, "the portal refuses the login: it has no such target, or does not let this host in; "),
+            (
+                20,
+                "iscsid does not run, or not in this network namespace; start it with `systemctl start iscsid`",
+            ),
+            (24, "the target refuses the login: user or password (CHAP) are wrong or missing; "),
+            (22, "iscsiadm cannot log in (status 22: it failed); "),
+            (3, "iscsiadm cannot log in (status 3: it failed); "),
+        ];
+        for (status, sentence) in table {
+            let problem = Outcome { status, message: "it failed".into() }.problem("log in").to_string();
+            assert!(problem.starts_with(sentence), "{status}: {problem}");
+        }
+    }
+
+    #[test]
+    fn the_message_that_says_most_is_told() {
+        let table = [
+            ("", "no message"),
+            ("\n \n", "no message"),
+            ("iscsiadm: No records found\n", "No records found"),
+            ("iscsiadm: one\niscsiadm: two\n\n", "two"),
+            (
+                "iscsiadm: initiator reported error (8 - x)\niscsiadm: Could not log in",
+                "initiator reported error (8 - x)",
+            ),
+            ("iscsiadm: Maybe you are not root?\niscsiadm: Could not lock", "Maybe you are not root?"),
+        ];
+        for (text, expected) in table {
+            let messages = messages_file().unwrap();
+            messages.write_all_at(text.as_bytes(), 0).unwrap();
+            assert_eq!(last_line(&messages), expected);
+        }
+    }
+}
