@@ -107,7 +107,7 @@ const TESTS: &[Test] = &[
     Test::new("resize", SMALL, disk::resize).single(),
     Test::new("hotplug", LARGE, hotplug::hotplug).limit(900),
     Test::new("media", OLD, hotplug::media),
-    Test::new("net", OLD_LARGE, net::net),
+    Test::new("net", OLD_LARGE, net::net).limit(900),
     Test::new("three-guests", SMALL, net::three_guests),
     Test::new("reboot", SMALL, life::reboot),
     Test::new("panic", OLD, life::panic),

@@ -4,10 +4,14 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
+use std::time::Duration;
 
 use super::{Bench, checksum};
 use crate::guest::Guest;
 use crate::{Error, Result, check};
+
+/// Of one transfer. Generous, since processor and network are emulated.
+const TRANSFER_LIMIT: Duration = Duration::from_secs(300);
 
 /// Ping and TCP transfers both ways, on two interfaces of two bridges.
 pub fn net(bench: &Bench) -> Result<()> {
@@ -73,14 +77,15 @@ pub fn transfer(bench: &Bench, guest: &mut Guest, host: &str, length: u64) -> Re
         listener.accept()?.0.read_to_end(&mut data)?;
         fs::write(sink, data)
     });
-    guest.sh(&format!("nc -w 30 {host} {port} < /tmp/data"))?;
+    guest.sh_within(&format!("nc -w 30 {host} {port} < /tmp/data"), TRANSFER_LIMIT)?;
     receiver.join().map_err(|_| Error::from("the receiver panicked"))??;
     check!(checksum(&received, length)? == sum, "the host received something else from the guest");
 
     let (listener, data) = (TcpListener::bind((host, 0))?, fs::read(&received)?);
     let port = listener.local_addr()?.port();
     let sender = std::thread::spawn(move || -> std::io::Result<()> { listener.accept()?.0.write_all(&data) });
-    let back = guest.sh(&format!("nc -w 30 {host} {port} < /dev/null | sha256sum"))?;
+    let receive = format!("nc -w 30 {host} {port} < /dev/null | sha256sum");
+    let back = guest.sh_within(&receive, TRANSFER_LIMIT)?;
     sender.join().map_err(|_| Error::from("the sender panicked"))??;
     check!(back.starts_with(&sum), "the guest received something else from the host");
     remove(&received)
