@@ -17,6 +17,7 @@ const POOL: u64 = u64::MAX - 2;
 const NOTIFY: u64 = u64::MAX - 3;
 /// What an eventfd is written.
 static ONE: u64 = 1;
+const ONE_SIZE: u32 = 8;
 
 /// Threads for what would block, and where everything would.
 const FEW_THREADS: usize = 4;
@@ -264,7 +265,7 @@ impl Engine for Uring {
             } else if token == NOTIFY {
                 // Only a failure is told.
                 // SAFETY: writes eight bytes of a static, to a descriptor that the queue keeps open.
-                unsafe { libc::write(self.notifier, (&raw const ONE).cast(), size_of::<u64>()) };
+                unsafe { libc::write(self.notifier, (&raw const ONE).cast(), ONE_SIZE as usize) };
             } else if !cqueue::more(entry.flags()) {
                 // The poll ended: it was refused, or completions overflowed the ring.
                 if entry.result() < 0 {
@@ -288,7 +289,7 @@ impl Engine for Uring {
 
     fn notify(&mut self, fd: RawFd) -> bool {
         self.notifier = fd;
-        let write = opcode::Write::new(types::Fd(fd), (&raw const ONE).cast(), size_of::<u64>() as u32);
+        let write = opcode::Write::new(types::Fd(fd), (&raw const ONE).cast(), ONE_SIZE);
         let entry = write.build().flags(squeue::Flags::SKIP_SUCCESS).user_data(NOTIFY);
         // SAFETY: the eight bytes are a static's.
         unsafe { self.push(&entry) }
