@@ -198,10 +198,7 @@ impl Results {
         if self.quiet {
             self.kept.push_str(&format!("{line}\n{log}"));
         } else {
-            println!("{line}");
-            if !passed {
-                print!("{log}");
-            }
+            print!("{line}\n{log}");
         }
     }
 }

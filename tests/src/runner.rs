@@ -79,7 +79,11 @@ fn finish(mut job: Job, reason: Option<&str>) {
     }
     let id = job.case.id();
     match reason {
-        None => println!("@@ PASS {id} {seconds:.1}"),
+        None => {
+            println!("@@ PASS {id} {seconds:.1}");
+            // What it measured.
+            show_log(&job.folder.join("test.log"));
+        }
         Some(reason) => {
             println!("@@ FAIL {id} {seconds:.1}");
             println!("@@ LOG {reason}");
@@ -88,6 +92,15 @@ fn finish(mut job: Job, reason: Option<&str>) {
     }
     println!("@@ DONE {id}");
     let _ = fs::remove_dir_all(&job.folder);
+}
+
+/// Prints the end of a log.
+fn show_log(path: &Path) {
+    let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    for line in lines.iter().skip(lines.len().saturating_sub(SHOWN_LINES)) {
+        println!("@@ LOG {}", line.replace(|letter: char| letter.is_control() && letter != '\t', ""));
+    }
 }
 
 /// Prints the ends of the test's own log and of those of its guests.
@@ -100,16 +113,9 @@ fn show_logs(folder: &Path) {
         .collect();
     logs.sort_by_key(|path| (!path.ends_with("test.log"), path.clone()));
     for path in logs {
-        let text = String::from_utf8_lossy(&fs::read(&path).unwrap_or_default()).into_owned();
-        let lines: Vec<&str> = text.lines().collect();
-        if lines.is_empty() {
-            continue;
-        }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        println!("@@ LOG -- {name}, {} lines", lines.len());
-        for line in lines.iter().skip(lines.len().saturating_sub(SHOWN_LINES)) {
-            println!("@@ LOG {}", line.replace(|letter: char| letter.is_control() && letter != '\t', ""));
-        }
+        println!("@@ LOG -- {name}");
+        show_log(&path);
     }
     if let Ok(messages) = run(Command::new("dmesg").arg("-r")) {
         // Warnings and errors of the host's kernel, above all of its KVM. Every guest tries an MSR that
