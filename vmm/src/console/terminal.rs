@@ -192,7 +192,7 @@ mod tests {
     use std::fs::File;
     use std::io::{Read, Write};
     use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-    use std::os::unix::process::ExitStatusExt;
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
     use std::process::{Child, Command, Stdio};
 
     use super::*;
@@ -253,14 +253,23 @@ mod tests {
 
     /// Starts the child; returns when it is in raw mode.
     fn start(end: &str, terminal: &OwnedFd) -> Child {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
             .args(["--exact", "console::terminal::tests::as_a_child", "--nocapture", "--test-threads=1"])
             .env(CHILD, end)
             .stdin(terminal.try_clone().unwrap())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::null());
+        // Whoever started the tests may have had signals ignored, as nohup does.
+        let heed_signals = || {
+            for signal in DEADLY {
+                // SAFETY: sets a disposition, of the child.
+                unsafe { libc::signal(signal, libc::SIG_DFL) };
+            }
+            Ok(())
+        };
+        // SAFETY: it calls nothing but signal(), which is safe after fork().
+        let mut child = unsafe { command.pre_exec(heed_signals) }.spawn().unwrap();
         let mut seen = Vec::new();
         let stdout = child.stdout.as_mut().unwrap();
         while !seen.ends_with(b"raw\n") {
