@@ -381,10 +381,10 @@ impl EventChannels {
         let entry = table.get_mut(port.0 as usize).ok_or(EventError::Invalid)?;
         let partner = match &entry.state {
             State::Backend(link) => {
-                link.vcpu.store(vcpu, SeqCst);
                 if let Some(event) = link.notifier.get() {
                     self.delivery.bind_notifier(port, vcpu, event).map_err(|_| EventError::Host)?;
                 }
+                link.vcpu.store(vcpu, SeqCst);
                 None
             }
             State::Loopback(other) => Some(*other),
