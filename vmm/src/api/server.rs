@@ -121,6 +121,8 @@ impl<H: ApiHandler> ApiServer<H> {
                 continue;
             }
             let (input, output) = (Vec::new(), Vec::new());
+            // Of those who come in one event, too, one was the first.
+            self.clock += 1;
             let last_active = self.clock;
             let client = Client { stream, input, output, closing: false, waiting: None, last_active };
             self.clients.insert(client.stream.as_raw_fd(), client);
