@@ -1,7 +1,8 @@
 //! blkback without a guest beside fio's io_uring engine: the same file, block size and depth, in turns.
 //!
 //! The frontend is a thread of this program that plays a guest with one busy processor: it looks at its rings all the
-//! time, takes all responses and puts as many requests into the ring again. Prints a table; see docs/benchmarks.md.
+//! time, takes all responses and puts as many requests into the ring again. With large requests, which come seldom, it
+//! leaves the processor to whom wants it, as the storage may have much to copy. Prints a table; see docs/benchmarks.md.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
@@ -188,7 +189,7 @@ fn rings(path: &Path, load: Load, queues: usize) -> Run {
                 on(&mut front, lane, |front| front.publish());
             }
         }
-        std::hint::spin_loop();
+        if load.block > PAGE_SIZE { std::thread::yield_now() } else { std::hint::spin_loop() }
     }
     let (seconds, cpu) = (begun.elapsed().as_secs_f64(), threads_cpu() - cpu);
     let counters = device.disk().counters();

@@ -27,7 +27,7 @@ const MAX_BATCH: u32 = 128;
 /// From so many operations in the kernel on, one system call waits for several of them, ...
 const MANY: usize = 16;
 /// ... but not longer than this.
-const PATIENCE: Duration = Duration::from_micros(500);
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// io_uring on one storage. Needs Linux 6.1.
 ///
@@ -150,9 +150,9 @@ impl Uring {
             Sleep::Forever => None,
         };
         if self.in_ring >= MANY {
-            // Several together make one wake-up, one notification and one batch of new requests. Most of them stay
+            // Several together make one wake-up, one notification and one batch of new requests. The others stay
             // under way meanwhile: a disk that ran dry until the frontend has answered would be slower.
-            passed(self.wait_for(self.in_ring * 3 / 8, Some(PATIENCE)))?;
+            passed(self.wait_for(self.in_ring / 2, Some(PATIENCE)))?;
             if !self.is_empty() {
                 return Ok(());
             }
