@@ -9,13 +9,16 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::cases::{self, Case, HostKind};
-use crate::nested::{Host, Running};
+use crate::nested::{self, Host, Running};
 use crate::packages::Cache;
 use crate::storage::{self, Storage};
 use crate::{Result, fail, formats, images, kvm};
 
 /// Time in which L1 must be ready for its first test.
 const START_LIMIT: Duration = Duration::from_secs(180);
+
+/// Time in which a nested host that hangs says what it is at.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// Where the tests run.
 #[derive(Clone, Copy, PartialEq)]
@@ -237,6 +240,9 @@ fn run_batch(
                 let late: Vec<usize> =
                     stations.iter().filter(|(_, s)| s.deadline <= now).map(|(number, _)| *number).collect();
                 for number in late {
+                    if stations.get_mut(&number).is_some_and(Station::question) {
+                        continue;
+                    }
                     end_station(stations.remove(&number), "hung, and was ended", results)?;
                 }
             }
@@ -343,7 +349,7 @@ impl Drop for Side {
 struct Station {
     // Closed before the side is dropped: a runner without orders ends.
     orders: ChildStdin,
-    _side: Side,
+    side: Side,
     ready: bool,
     case: Option<Case>,
     /// When the current test began.
@@ -351,6 +357,7 @@ struct Station {
     deadline: Instant,
     /// The last lines that were no messages: they explain an early end.
     tail: Vec<String>,
+    questioned: bool,
     /// The verdict on the current test, and its log so far.
     verdict: Option<(bool, f32, String)>,
 }
@@ -401,12 +408,13 @@ impl Station {
         });
         Ok(Station {
             orders,
-            _side: side,
+            side,
             ready: false,
             case: None,
             since: Instant::now(),
             deadline: Instant::now() + START_LIMIT,
             tail: Vec::new(),
+            questioned: false,
             verdict: None,
         })
     }
@@ -425,10 +433,24 @@ impl Station {
         Ok(())
     }
 
+    /// Asks a nested host that hangs what it is at; false if there is nothing more to learn from it.
+    fn question(&mut self) -> bool {
+        if self.questioned || matches!(self.side, Side::Direct(_)) || !self.ready {
+            return false;
+        }
+        self.questioned = true;
+        self.deadline = Instant::now() + ANSWER_LIMIT;
+        nested::QUESTIONS.iter().all(|question| {
+            // Its serial line takes one such key at a time.
+            std::thread::sleep(Duration::from_secs(1));
+            self.orders.write_all(question).is_ok()
+        })
+    }
+
     fn take(&mut self, line: String, results: &mut Results) {
         let Some((_, message)) = line.split_once("@@ ") else {
             self.tail.push(line);
-            if self.tail.len() > 40 {
+            if self.tail.len() > 40 && !self.questioned {
                 self.tail.remove(0);
             }
             return;

@@ -1,10 +1,10 @@
 //! The network: guests reach the host and each other, and no byte changes on the way.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Bench, checksum};
 use crate::guest::Guest;
@@ -74,7 +74,7 @@ pub fn transfer(bench: &Bench, guest: &mut Guest, host: &str, length: u64) -> Re
     let sink = received.clone();
     let receiver = std::thread::spawn(move || -> std::io::Result<()> {
         let mut data = Vec::new();
-        listener.accept()?.0.read_to_end(&mut data)?;
+        accept(&listener)?.read_to_end(&mut data)?;
         fs::write(sink, data)
     });
     // `nc` itself would send a kilobyte at a time.
@@ -84,12 +84,31 @@ pub fn transfer(bench: &Bench, guest: &mut Guest, host: &str, length: u64) -> Re
 
     let (listener, data) = (TcpListener::bind((host, 0))?, fs::read(&received)?);
     let port = listener.local_addr()?.port();
-    let sender = std::thread::spawn(move || -> std::io::Result<()> { listener.accept()?.0.write_all(&data) });
+    let sender = std::thread::spawn(move || -> std::io::Result<()> { accept(&listener)?.write_all(&data) });
     let receive = format!("nc -w 30 {host} {port} < /dev/null | sha256sum");
     let back = guest.sh_within(&receive, TRANSFER_LIMIT)?;
     sender.join().map_err(|_| Error::from("the sender panicked"))??;
     check!(back.starts_with(&sum), "the guest received something else from the host");
     remove(&received)
+}
+
+/// The next connection; neither it nor its coming takes longer than a transfer may.
+fn accept(listener: &TcpListener) -> std::io::Result<TcpStream> {
+    listener.set_nonblocking(true)?;
+    let deadline = Instant::now() + TRANSFER_LIMIT;
+    let stream = loop {
+        match listener.accept() {
+            Ok((stream, _)) => break stream,
+            Err(error) if error.kind() != ErrorKind::WouldBlock || Instant::now() > deadline => {
+                return Err(error);
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(TRANSFER_LIMIT))?;
+    stream.set_write_timeout(Some(TRANSFER_LIMIT))?;
+    Ok(stream)
 }
 
 fn remove(path: &Path) -> Result<()> {
