@@ -15,7 +15,7 @@ use crate::storage::{self, Storage};
 use crate::{Result, fail, formats, images, kvm};
 
 /// Time in which L1 must be ready for its first test.
-const START_LIMIT: Duration = Duration::from_secs(180);
+const START_LIMIT: Duration = Duration::from_secs(600);
 
 /// Time in which a nested host that hangs says what it is at.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);

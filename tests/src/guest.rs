@@ -12,10 +12,10 @@ use crate::cpio::Archive;
 use crate::{Result, fail, images};
 
 /// Time to user space: generous, since vCPUs that wait for each other take long below one emulated processor.
-const BOOT_LIMIT: Duration = Duration::from_secs(200);
-const BOOT_LIMIT_PER_VCPU: Duration = Duration::from_secs(20);
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
+const BOOT_LIMIT_PER_VCPU: Duration = Duration::from_secs(60);
 /// Time of one command.
-const COMMAND_LIMIT: Duration = Duration::from_secs(150);
+const COMMAND_LIMIT: Duration = Duration::from_secs(600);
 
 /// What xvmm is to run. Each method adds an option; nothing is checked here, since the checks of xvmm
 /// are under test.
@@ -364,7 +364,7 @@ impl Guest {
 
     /// Waits for the end of xvmm, which must be the exit status `expected`.
     pub fn ends_with(&mut self, expected: i32) -> Result<()> {
-        let status = self.wait(Duration::from_secs(60))?;
+        let status = self.wait(Duration::from_secs(300))?;
         if status.code() != Some(expected) {
             let signal = status.signal().map_or(String::new(), |signal| format!(" (signal {signal})"));
             return fail!(

@@ -68,7 +68,7 @@ pub fn eight_interfaces(bench: &Bench) -> Result<()> {
 /// GRUB's image for PVH, a 32-bit ELF file, is loaded, entered and prints on hvc0.
 pub fn grub(bench: &Bench) -> Result<()> {
     let guest = bench.guest().kernel(tool_file("grub-pvh")).initrd(None).spawn()?;
-    guest.wait_console("GRUB", Duration::from_secs(60))?;
+    guest.wait_console("GRUB", Duration::from_secs(300))?;
     guest.signal(libc::SIGKILL)
 }
 

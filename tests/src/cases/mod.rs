@@ -68,7 +68,7 @@ pub struct Test {
 
 impl Test {
     const fn new(name: &'static str, config: Config, run: fn(&Bench) -> Result<()>) -> Test {
-        let limit = Duration::from_secs(480);
+        let limit = Duration::from_secs(1500);
         Test { name, run, config, matrix: true, host: HostKind::Usual, full_only: false, alone: false, limit }
     }
 
@@ -105,30 +105,30 @@ const TESTS: &[Test] = &[
     Test::new("disks", OLD, disk::disks),
     Test::new("file-system", SMALL, disk::file_system),
     Test::new("resize", SMALL, disk::resize).single(),
-    Test::new("hotplug", LARGE, hotplug::hotplug).limit(900),
+    Test::new("hotplug", LARGE, hotplug::hotplug).limit(3000),
     Test::new("media", OLD, hotplug::media),
-    Test::new("net", OLD_LARGE, net::net).limit(900),
+    Test::new("net", OLD_LARGE, net::net).limit(3000),
     Test::new("three-guests", SMALL, net::three_guests),
     Test::new("reboot", SMALL, life::reboot),
     Test::new("panic", OLD, life::panic),
     Test::new("signals", SMALL, life::signals),
     Test::new("shutdown-timeout", SMALL, life::shutdown_timeout).single(),
     Test::new("killed", SMALL, life::killed).single(),
-    Test::new("reload", LARGE, life::reload).limit(900),
+    Test::new("reload", LARGE, life::reload).limit(3000),
     Test::new("xenstore", SMALL, xenstore::xenstore),
     Test::new("foreign-domains", SMALL, isolation::foreign_domains).single(),
-    Test::new("many-vcpus", SMALL, boot::many_vcpus).single().limit(1000),
+    Test::new("many-vcpus", SMALL, boot::many_vcpus).single().limit(3000),
     Test::new("much-memory", SMALL, boot::much_memory).single(),
     Test::new("eight-interfaces", SMALL, boot::eight_interfaces).single(),
     Test::new("grub", SMALL, boot::grub).single(),
-    Test::new("again-and-again", SMALL, boot::again_and_again).full_only().limit(900),
-    Test::new("formats", SMALL, boot::formats).single().full_only().limit(900),
+    Test::new("again-and-again", SMALL, boot::again_and_again).full_only().limit(3000),
+    Test::new("formats", SMALL, boot::formats).single().full_only().limit(3000),
     Test::new("refusals", SMALL, refusals::refusals).single(),
     Test::new("without-xen", SMALL, refusals::without_xen).single().on(HostKind::WithoutXen),
-    Test::new("blk-files", LARGE, storage::backends::files).on(HostKind::Storage).limit(900),
-    Test::new("blk-volumes", OLD_LARGE, storage::backends::volumes).on(HostKind::Storage).limit(900),
-    Test::new("blk-features", LARGE, storage::features::features).on(HostKind::Storage).limit(900),
-    Test::new("blk-kills", SMALL, storage::kills::kills).single().on(HostKind::Storage).limit(900),
+    Test::new("blk-files", LARGE, storage::backends::files).on(HostKind::Storage).limit(3000),
+    Test::new("blk-volumes", OLD_LARGE, storage::backends::volumes).on(HostKind::Storage).limit(3000),
+    Test::new("blk-features", LARGE, storage::features::features).on(HostKind::Storage).limit(3000),
+    Test::new("blk-kills", SMALL, storage::kills::kills).single().on(HostKind::Storage).limit(3000),
     Test::new("blk-errors", SMALL, storage::faults::errors).single().on(HostKind::Storage),
     Test::new("blk-full", SMALL, storage::faults::full).single().on(HostKind::Storage),
     Test::new("blk-full-pause", OLD, storage::faults::full_pause).single().on(HostKind::Storage),

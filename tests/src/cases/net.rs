@@ -11,7 +11,7 @@ use crate::guest::Guest;
 use crate::{Error, Result, check};
 
 /// Of one transfer. Generous, since processor and network are emulated.
-const TRANSFER_LIMIT: Duration = Duration::from_secs(300);
+const TRANSFER_LIMIT: Duration = Duration::from_secs(900);
 
 /// Ping and TCP transfers both ways, on two interfaces of two bridges.
 pub fn net(bench: &Bench) -> Result<()> {

@@ -200,7 +200,7 @@ pub fn volumes(bench: &Bench) -> Result<()> {
     partition_table(&parted_file, DISK + (1 << 20))?;
     let parted = Loop::new(&parted_file, &[])?;
     let partition = parted.partition(1);
-    wait_until("the kernel found the partition", 10, || Ok(partition.exists()))?;
+    wait_until("the kernel found the partition", 300, || Ok(partition.exists()))?;
 
     const IQN: &str = "iqn.2026-01.org.example:load";
     let lun_file = bench.disk("lun.img", DISK)?;

@@ -168,7 +168,7 @@ pub fn full_pause(bench: &Bench) -> Result<()> {
     let filler = Filler::new(&folder, 2 * MIB)?;
     let number = guest.send(&write("xvda"))?;
     // All the room there was is taken, and then nothing happens.
-    wait_until("the file system is full", 60, || Ok(allocated_kib(&raw)? > 1024))?;
+    wait_until("the file system is full", 300, || Ok(allocated_kib(&raw)? > 1024))?;
     let early = guest.answer_within(number, "dd", Duration::from_secs(10));
     check!(early.is_err(), "dd has ended on a full disk: {early:?}");
     filler.remove()?;

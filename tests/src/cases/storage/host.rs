@@ -210,7 +210,7 @@ impl ScsiDisk {
         run(Command::new("insmod").arg("/lib/modules/scsi_debug.ko").args(parameters))?;
         // From here on the module is unloaded again in any case.
         let mut disk = ScsiDisk { name: String::new() };
-        wait_until("scsi_debug made a disk", 20, || {
+        wait_until("scsi_debug made a disk", 300, || {
             if let Some(name) = scsi_disks()?.into_iter().find(|name| !before.contains(name)) {
                 disk.name = name;
             }
@@ -291,7 +291,7 @@ impl Iscsi {
             .stderr(log)
             .spawn()?;
         self.target = Some(target);
-        wait_until("tgtd takes orders", 20, || Ok(tgtadm(&["show", "--mode", "system"]).is_ok()))?;
+        wait_until("tgtd takes orders", 300, || Ok(tgtadm(&["show", "--mode", "system"]).is_ok()))?;
         for (number, export) in self.exports.iter().enumerate() {
             let (tid, lun) = ((number + 1).to_string(), export.lun.to_string());
             let file = export.file.display().to_string();

@@ -40,7 +40,7 @@ pub fn hotplug(bench: &Bench) -> Result<()> {
     let load = "fio --name=load --filename=/dev/xvdb --direct=1 --ioengine=io_uring --iodepth=4 --rw=randwrite \
                 --bs=64k --time_based --runtime=600 --minimal";
     let number = guest.send(load)?;
-    wait_until("the load is under way", 60, || Ok(allocated_kib(&image)? > 1024))?;
+    wait_until("the load is under way", 300, || Ok(allocated_kib(&image)? > 1024))?;
     bench.xvmm(&["block-detach", NAME, "xvdb", "--force"])?;
     let (status, said) = guest.answer(number, load)?;
     check!(status != 0, "fio has seen no error on the removed disk: {said}");

@@ -55,7 +55,7 @@ fn back_in_time(host: &mut Iscsi, guest: &mut Guest, file: &std::path::Path) -> 
     let write = "dd if=/tmp/data of=/dev/xvdb bs=16k oflag=direct conv=fsync";
     guest.sh("head -c 25165824 /dev/urandom > /tmp/data")?;
     let number = guest.send(write)?;
-    wait_until("the transfer is under way", 60, || Ok(allocated_kib(file)? > 1024))?;
+    wait_until("the transfer is under way", 300, || Ok(allocated_kib(file)? > 1024))?;
     host.kill_target()?;
     let early = guest.answer_within(number, write, Duration::from_secs(5));
     check!(early.is_err(), "the transfer has ended without a target: {early:?}");
@@ -72,6 +72,6 @@ fn stays_away(host: &mut Iscsi, guest: &mut Guest) -> Result<()> {
     fails(guest, "xvdb", 0)?;
     works(guest, "xvda", 0)?;
     host.start_target()?;
-    wait_until("the session is there again", 60, || Iscsi::logged_in(OURS))?;
+    wait_until("the session is there again", 300, || Iscsi::logged_in(OURS))?;
     works(guest, "xvdb", 0)
 }

@@ -54,10 +54,10 @@ pub fn kills(bench: &Bench) -> Result<()> {
 fn killed(spec: &Spec, first: u64, delay: Duration) -> Result<u64> {
     let mut guest = spec.start()?;
     guest.send(&format!("xvmm-tests records /dev/xvda {first}"))?;
-    guest.wait_console(DURABLE, Duration::from_secs(120))?;
+    guest.wait_console(DURABLE, Duration::from_secs(600))?;
     std::thread::sleep(delay);
     guest.signal(libc::SIGKILL)?;
-    guest.wait(Duration::from_secs(20))?;
+    guest.wait(Duration::from_secs(300))?;
     let console = guest.console();
     // The last line may be cut off.
     let complete = console.rsplit_once('\n').map_or("", |(complete, _)| complete);
@@ -71,7 +71,7 @@ fn killed(spec: &Spec, first: u64, delay: Duration) -> Result<u64> {
 /// xvmm opens the image, and is told to end.
 fn opened_and_closed(bench: &Bench, spec: &Spec) -> Result<()> {
     let mut guest = spec.spawn()?;
-    wait_until("the domain answers", 60, || Ok(bench.xvmm(&["info", NAME]).is_ok()))?;
+    wait_until("the domain answers", 300, || Ok(bench.xvmm(&["info", NAME]).is_ok()))?;
     bench.xvmm(&["destroy", NAME])?;
     guest.ends_with(5)?;
     bench.nothing_is_left()

@@ -16,7 +16,7 @@ pub mod iscsi;
 pub mod kills;
 
 /// Time of one run of fio; generous, since processor and disk are emulated.
-const FIO_LIMIT: Duration = Duration::from_secs(300);
+const FIO_LIMIT: Duration = Duration::from_secs(1200);
 
 /// Bytes of the disks that fio writes.
 const DISK: u64 = 16 << 20;
