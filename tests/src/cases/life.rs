@@ -92,7 +92,7 @@ pub fn shutdown_timeout(bench: &Bench) -> Result<()> {
             guest.signal(libc::SIGTERM)?;
         }
         guest.ends_with(FORCED)?;
-        check!(asked.elapsed() < Duration::from_secs(300), "the end came after {:?}", asked.elapsed());
+        check!(asked.elapsed() < Duration::from_secs(60), "the end came after {:?}", asked.elapsed());
         bench.nothing_is_left()?;
     }
     Ok(())

@@ -182,7 +182,7 @@ impl Report {
 /// The exit status of a command and what it writes to stderr; it must end soon.
 fn ends(command: &mut Command) -> Result<(i32, String)> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-    let deadline = Instant::now() + Duration::from_secs(300);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
