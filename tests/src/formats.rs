@@ -8,13 +8,13 @@ use std::process::Command;
 use crate::packages::{Cache, run};
 use crate::{Result, fail};
 
-/// Name of the format, package of its program, and the command that packs `$1` into `$2`.
+/// Name of the format, packages of its program, and the command that packs `$1` into `$2`.
 pub const FORMATS: [(&str, &str, &str); 7] = [
     ("gzip", "gzip", "gzip -1 -c $1 > $2"),
     ("bzip2", "bzip2", "bzip2 -1 -c $1 > $2"),
     ("lzma", "xz-utils", "xz --format=lzma -0 -c $1 > $2"),
     ("xz", "xz-utils", "xz --check=crc32 --x86 --lzma2=preset=0 -c $1 > $2"),
-    ("lzo", "lzop", "lzop -1 -c $1 > $2"),
+    ("lzo", "lzop liblzo2-2", "lzop -1 -c $1 > $2"),
     ("lz4", "lz4", "lz4 -l -1 -c $1 > $2"),
     ("zstd", "zstd", "zstd -q -1 -c $1 > $2"),
 ];
@@ -35,9 +35,15 @@ pub fn build(cache: &Cache) -> Result<PathBuf> {
     }
     eprintln!("packing the kernel {} in {} formats", kernel.release, FORMATS.len());
     fs::create_dir_all(&folder)?;
-    let path = program_path(cache)?;
+    let [path, libraries] = search_paths(cache)?;
     let shell = |command: &str, from: &Path, to: &Path| {
-        run(Command::new("sh").args(["-c", command, "sh"]).arg(from).arg(to).env("PATH", &path))
+        let mut sh = Command::new("sh");
+        sh.args(["-c", command, "sh"])
+            .arg(from)
+            .arg(to)
+            .env("PATH", &path)
+            .env("LD_LIBRARY_PATH", &libraries);
+        run(&mut sh)
     };
 
     let image = fs::read(&kernel.image)?;
@@ -84,15 +90,20 @@ fn field(image: &[u8], offset: usize) -> Result<usize> {
     }
 }
 
-/// A search path with the packers: what this machine has not is taken from Debian's packages.
-fn program_path(cache: &Cache) -> Result<String> {
+/// Search paths with the packers and with their libraries: what this machine has not is taken from Debian's packages.
+fn search_paths(cache: &Cache) -> Result<[String; 2]> {
     let mut path = std::env::var("PATH").unwrap_or_default();
-    for (_, package, command) in FORMATS {
+    let mut libraries = Vec::new();
+    for (_, packages, command) in FORMATS {
         let program = command.split(' ').next().unwrap_or_default();
         if run(Command::new("sh").args(["-c", &format!("command -v {program}")])).is_err() {
-            let folder = cache.package(package)?;
-            path.push_str(&format!(":{0}/usr/bin:{0}/bin", folder.display()));
+            for package in packages.split(' ') {
+                let folder = cache.package(package)?;
+                path.push_str(&format!(":{0}/usr/bin:{0}/bin", folder.display()));
+                let lib = format!("lib/{}-linux-gnu", std::env::consts::ARCH);
+                libraries.push(format!("{0}/usr/{lib}:{0}/{lib}", folder.display()));
+            }
         }
     }
-    Ok(path)
+    Ok([path, libraries.join(":")])
 }
