@@ -9,6 +9,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 mod bounce;
+mod bursts;
 pub mod device;
 pub mod disk;
 pub mod engine;

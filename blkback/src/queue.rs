@@ -10,6 +10,7 @@ use devices::xen::event_channel::BackendChannel;
 use devices::xen::grant_table::{Access, GrantTable};
 use devices::xen::shared_ring::{BackRing, RingError};
 
+use crate::bursts::Bursts;
 use crate::disk::Disk;
 use crate::engine::{Completion, Engine, Op, Sleep};
 use crate::protocol::{Operation, Protocol, RawEntry, Request, Response, Segment, Status};
@@ -64,6 +65,11 @@ pub struct Queue<E: Engine> {
     /// Writes that found no room, and when they are tried again.
     held: Vec<u16>,
     retry_at: Instant,
+    bursts: Bursts,
+    /// The sleep under way is one with nothing to finish.
+    resting: bool,
+    /// What was started last ended with the call that started it.
+    at_once: bool,
     /// When the size was looked at.
     rescanned: Instant,
     /// Nothing is taken any more, and nothing is held.
@@ -103,6 +109,9 @@ impl<E: Engine> Queue<E> {
             starved: VecDeque::new(),
             held: Vec::new(),
             retry_at: now,
+            bursts: Bursts::new(now),
+            resting: false,
+            at_once: false,
             rescanned: now,
             stopping: false,
             broken: false,
@@ -136,6 +145,7 @@ impl<E: Engine> Queue<E> {
                 drop(engine);
                 return (!broken).then(|| Rest { ring, channel: Arc::new(channel), protocol });
             }
+            let started = self.under_way() > 0;
             if let Err(e) = self.engine.wait(self.until_retry(sleep)) {
                 tracing::error!("vbd {}: the disk stops, as its I/O engine failed: {e}", self.disk.name());
                 self.abandon();
@@ -147,6 +157,12 @@ impl<E: Engine> Queue<E> {
                 self.rescan();
             }
             self.finish();
+            if started {
+                self.at_once = self.under_way() == 0;
+                if !self.at_once {
+                    self.bursts.began(Instant::now(), u32::MAX);
+                }
+            }
         }
     }
 
@@ -162,6 +178,11 @@ impl<E: Engine> Queue<E> {
     /// Whether no operation is under way.
     pub fn idle(&self) -> bool {
         self.free.len() == self.slots.len()
+    }
+
+    /// Requests that the engine will tell the end of.
+    fn under_way(&self) -> usize {
+        self.slots.len() - self.free.len() - self.held.len() - self.starved.len()
     }
 
     /// Whether the frontend broke the ring.
@@ -228,16 +249,31 @@ impl<E: Engine> Queue<E> {
     /// frontend was asked for an event, or the end of a barrier is what has to be waited for.
     fn take_requests(&mut self) -> Sleep {
         let mut entry: RawEntry = [0; size_of::<RawEntry>()];
+        if std::mem::take(&mut self.resting) {
+            let pending = self.ring.pending().unwrap_or(0);
+            self.bursts.began(Instant::now(), pending);
+        }
         for taken in 0..=self.ring.nr_entries() {
             if self.barrier.is_some() {
                 return Sleep::Forever;
             }
             match self.ring.pending() {
-                Ok(0) => match self.ring.final_check() {
-                    Ok(true) => {}
-                    Ok(false) => return Sleep::Forever,
-                    Err(e) => return self.give_up(&e),
-                },
+                Ok(0) => {
+                    let under_way = self.under_way() > 0;
+                    // The end of what was just started is near, and will have us look again.
+                    if under_way && taken > 0 && self.at_once {
+                        return Sleep::Forever;
+                    }
+                    let burst = if under_way { None } else { self.bursts.expect(Instant::now()) };
+                    match self.ring.final_check_for(burst.map_or(1, |(count, _)| count)) {
+                        Ok(true) => self.bursts.began(Instant::now(), u32::MAX),
+                        Ok(false) => {
+                            self.resting = !under_way;
+                            return burst.map_or(Sleep::Forever, |(_, time)| Sleep::For(time));
+                        }
+                        Err(e) => return self.give_up(&e),
+                    }
+                }
                 Ok(_) => {}
                 Err(e) => return self.give_up(&e),
             }
@@ -508,6 +544,7 @@ impl<E: Engine> Queue<E> {
         if response.status != Status::Okay {
             count(&self.disk.counters().errors);
         }
+        self.bursts.answered();
         self.ring.push_response(&response.emit());
     }
 

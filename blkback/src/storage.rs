@@ -20,6 +20,9 @@ pub struct Traits {
     /// What disk offsets and lengths must be multiples of: more than `logical_block` where direct I/O demands
     /// more than the guest is told. Then a request may have to be widened.
     pub offset_alignment: u32,
+    /// Bytes of the largest transfer that the kernel does not split, a multiple of 4096. What it would split it
+    /// cannot start without blocking (RWF_NOWAIT).
+    pub max_transfer: u32,
 }
 
 /// How parts of a storage are given back (the keys `discard-granularity` and `discard-alignment`).

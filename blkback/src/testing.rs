@@ -126,6 +126,7 @@ impl Memory {
                 discard: Some(Discard { granularity: 4096, alignment: 0 }),
                 memory_alignment: 512,
                 offset_alignment: 512,
+                max_transfer: u32::MAX,
             },
         )
     }

@@ -34,6 +34,7 @@ pub(super) struct ImageFile {
     logical_block: u32,
     physical_block: u32,
     discard: Option<Discard>,
+    max_transfer: u32,
     /// Whoever writes a part of a unit of direct I/O has it for himself: the rest of the unit is read and
     /// written again, and what others write there meanwhile would be lost.
     units: RwLock<()>,
@@ -108,6 +109,8 @@ impl ImageFile {
             (_, false) => Some(Discard { granularity: 4096, alignment: 0 }),
             (_, true) => device_discard(&file),
         };
+        // The page cache takes everything.
+        let max_transfer = direct.and_then(|_| max_transfer(&file, block_device)).unwrap_or(u32::MAX);
         Ok(Self {
             file,
             path: options.path.clone(),
@@ -118,6 +121,7 @@ impl ImageFile {
             logical_block,
             physical_block,
             discard,
+            max_transfer,
             units: RwLock::new(()),
         })
     }
@@ -149,6 +153,11 @@ impl ImageFile {
     /// What the file system or the device can free.
     pub(super) fn freeable(&self) -> Option<Discard> {
         self.discard
+    }
+
+    /// Bytes of the largest transfer that the kernel does not split.
+    pub(super) fn max_transfer(&self) -> u32 {
+        self.max_transfer
     }
 
     /// Bytes of memory and offset alignment that direct I/O demands, or (1, 1).
@@ -445,17 +454,31 @@ fn block_sizes(file: &File) -> io::Result<(u32, u32)> {
     Ok((get(BLKSSZGET)?, get(BLKPBSZGET)?))
 }
 
-/// What a block device can free, as sysfs says (Documentation/ABI/stable/sysfs-block).
+/// A number that sysfs tells of a block device (Documentation/ABI/stable/sysfs-block).
+fn sysfs_number(device: libc::dev_t, name: &str) -> Option<u32> {
+    let folder = PathBuf::from(format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device)));
+    let number = |path: PathBuf| std::fs::read_to_string(path).ok()?.trim().parse().ok();
+    // The queue of a partition is that of its disk.
+    number(folder.join(name)).or_else(|| number(folder.join("..").join(name)))
+}
+
+/// What a block device can free.
 fn device_discard(file: &File) -> Option<Discard> {
     let device = file.metadata().ok()?.rdev();
-    let folder = PathBuf::from(format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device)));
-    let number = |path: &str| std::fs::read_to_string(folder.join(path)).ok()?.trim().parse::<u32>().ok();
-    // The queue of a partition is that of its disk.
-    let granularity =
-        number("queue/discard_granularity").or_else(|| number("../queue/discard_granularity"))?;
-    let alignment = number("discard_alignment").unwrap_or(0);
+    let granularity = sysfs_number(device, "queue/discard_granularity")?;
+    let alignment = sysfs_number(device, "discard_alignment").unwrap_or(0);
     // 0: the device frees nothing.
     (granularity >= 512 && granularity.is_multiple_of(512)).then_some(Discard { granularity, alignment })
+}
+
+/// The largest transfer that the block device, or that of the file's file system, takes in one piece, whatever pages
+/// it is in; `None` if that is not known.
+fn max_transfer(file: &File, block_device: bool) -> Option<u32> {
+    let metadata = file.metadata().ok()?;
+    let device = if block_device { metadata.rdev() } else { metadata.dev() };
+    let bytes = sysfs_number(device, "queue/max_sectors_kb")?.saturating_mul(1024);
+    let pages = sysfs_number(device, "queue/max_segments")?.saturating_mul(4096);
+    Some(bytes.min(pages) & !4095).filter(|max| *max > 0)
 }
 
 /// What direct I/O on the file demands; `None` if it is not possible, or the kernel (before 6.1) or the file

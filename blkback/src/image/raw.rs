@@ -71,6 +71,7 @@ impl Storage for Raw {
             discard: self.file.freeable(),
             memory_alignment: memory,
             offset_alignment: offset.max(self.file.logical_block()),
+            max_transfer: self.file.max_transfer(),
         }
     }
 
@@ -124,5 +125,6 @@ pub(super) fn format_traits(file: &ImageFile, granularity: Option<u32>) -> Trait
         discard: granularity.map(|granularity| Discard { granularity, alignment: 0 }),
         memory_alignment: 1,
         offset_alignment: SECTOR,
+        max_transfer: u32::MAX,
     }
 }

@@ -555,6 +555,7 @@ const NATIVE: crate::storage::Traits = crate::storage::Traits {
     discard: None,
     memory_alignment: 512,
     offset_alignment: 4096,
+    max_transfer: u32::MAX,
 };
 
 #[test]
@@ -621,4 +622,35 @@ fn bounce_buffers_are_bounded_and_every_request_gets_its_turn() {
     }
     assert_eq!(statuses(&mut front), [0; 32]);
     assert_eq!((queue.bounced, disk.counters().bounces.load(Relaxed)), (0, 32));
+}
+
+#[test]
+fn what_was_answered_together_is_expected_together() {
+    let (_memory, disk) = memory(64, |_| {});
+    let mut front = Front::new(Protocol::X86_64);
+    let mut queue = front.queue(&disk);
+    let (_, gref) = front.guest.granted_page();
+    let put = |front: &mut Front, count: u64| {
+        for sector in 0..count {
+            front.put(READ, sector, &[whole(gref)]);
+        }
+        front.ring.publish(&front.guest)
+    };
+    assert!(put(&mut front, 1));
+    queue.pass();
+    assert_eq!(queue.take_requests(), Sleep::Forever);
+    assert!(put(&mut front, 4), "one alone is not expected again");
+    queue.pass();
+    assert!(matches!(queue.take_requests(), Sleep::For(time) if time <= Duration::from_millis(20)));
+    assert!(!put(&mut front, 3), "an event for three of four");
+    assert!(put(&mut front, 1), "no event for the fourth");
+    queue.pass();
+    // The time was over, and only two had come.
+    assert!(matches!(queue.take_requests(), Sleep::For(_)));
+    assert!(!put(&mut front, 2));
+    queue.pass();
+    assert_eq!(queue.take_requests(), Sleep::Forever);
+    assert!(put(&mut front, 1));
+    queue.pass();
+    assert_eq!(std::iter::from_fn(|| front.take()).filter(|answer| answer.2 == 0).count(), 12);
 }
