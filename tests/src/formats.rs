@@ -100,8 +100,7 @@ fn search_paths(cache: &Cache) -> Result<[String; 2]> {
             for package in packages.split(' ') {
                 let folder = cache.package(package)?;
                 path.push_str(&format!(":{0}/usr/bin:{0}/bin", folder.display()));
-                let lib = format!("lib/{}-linux-gnu", std::env::consts::ARCH);
-                libraries.push(format!("{0}/usr/{lib}:{0}/{lib}", folder.display()));
+                libraries.extend(cache.libraries(package)?.map(|folder| folder.display().to_string()));
             }
         }
     }

@@ -71,6 +71,12 @@ impl Cache {
         Ok(unpacked)
     }
 
+    /// Where the libraries of a package are.
+    pub fn libraries(&self, name: &str) -> Result<[PathBuf; 2]> {
+        let root = self.package(name)?;
+        Ok(["lib", "usr/lib"].map(|place| root.join(place).join("x86_64-linux-gnu")))
+    }
+
     /// The kernel that the metapackage `name` stands for today, or stood for when it was first fetched.
     pub fn kernel(&self, name: &str) -> Result<Kernel> {
         let remembered = self.root.join(format!("{name}.kernel"));

@@ -92,8 +92,7 @@ pub fn build(cache: &Cache, label: &str) -> Result<Storage> {
         images::modules(&mut archive, "/lib/modules/storage", &kernel, &MODULES, &EXTRA_MODULES)?;
         let mut libraries = Vec::new();
         for package in LIBRARIES {
-            let root = cache.package(package)?;
-            libraries.extend(["lib", "usr/lib"].map(|place| root.join(place).join("x86_64-linux-gnu")));
+            libraries.extend(cache.libraries(package)?);
         }
         for (package, from, to) in PROGRAMS {
             let from = cache.package(package)?.join(from);

@@ -1,8 +1,9 @@
 //! Benchmarks: xvmm beside QEMU's Xen emulation and QEMU's microvm, with the same guest on the same KVM.
 //!
 //! Each round runs all of them on one KVM host, which is a nested one of its own unless told otherwise, so that
-//! a drift of the machine's speed meets all alike. A round whose host dies counts for nothing and is repeated. [`material`] makes what they need, [`measure`] runs
-//! one VMM and reads its figures, [`load`] is the load in the guest, [`report`] writes the tables.
+//! a drift of the machine's speed meets all alike. A round whose host dies counts for nothing and is repeated.
+//! [`material`] makes what they need, [`measure`] runs one VMM and reads its figures, [`load`] is the load in the
+//! guest, [`report`] writes the tables.
 
 mod load;
 mod material;
@@ -30,6 +31,8 @@ const DISK_MIB: u64 = 96;
 const HOST_MIB: u32 = 4096;
 /// How often a round is begun: a nested host with two processors dies now and then (see [`Host::processors`]).
 const TRIES: u32 = 4;
+/// What the kernel of a host says when a processor of it waits for ever for another one, which lost an interrupt.
+const LOCKUP: &str = "BUG: soft lockup";
 /// Kinds of rounds: boots only, and load on disk and network.
 const BOOT: &str = "boot";
 const LOAD: &str = "load";
@@ -149,7 +152,7 @@ enum Side {
 }
 
 impl Side {
-    /// The figures of the host's round; the inner error is a host that ended before its round did.
+    /// The figures of the host's round; the inner error is a host that ended, or stands still, before its round did.
     fn measure(&mut self) -> Result<std::result::Result<Figures, ()>> {
         let output = match self {
             Side::Direct(child) => child.stdout.take(),
@@ -173,7 +176,12 @@ impl Side {
                     ["END", ..] => return Ok(Ok(figures)),
                     words => eprintln!("{}", words.join(" ")),
                 },
-                None => eprintln!("{text}"),
+                None => {
+                    eprintln!("{text}");
+                    if text.contains(LOCKUP) {
+                        break;
+                    }
+                }
             }
             line.clear();
         }

@@ -95,7 +95,7 @@ impl Figures {
     /// docs/benchmarks.md.
     pub fn report(&self, place: Place, made: &Material) -> Vec<(&'static str, String)> {
         let boots = self.count("user_s");
-        let loads = self.count("idle_dirty_kib").max(self.count("disk_read_mib_s"));
+        let loads = self.count("disk_write_mib_s").max(self.count("ping_min_ms"));
         let mut sections = Vec::new();
         if boots > 0 {
             let mut text = self.head(place, made, &format!("{boots} boots"));
