@@ -174,7 +174,14 @@ impl Side {
                     }
                     ["HOST", words @ ..] => figures.host = words.join(" "),
                     ["END", ..] => return Ok(Ok(figures)),
-                    words => eprintln!("{}", words.join(" ")),
+                    words => {
+                        eprintln!("{}", words.join(" "));
+                        // FAILED kind round [load] peer: reason
+                        let peer = words.iter().find_map(|word| word.strip_suffix(':'));
+                        if let (Some(&"FAILED"), Some(peer)) = (words.first(), peer) {
+                            figures.failed(peer);
+                        }
+                    }
                 },
                 None => {
                     eprintln!("{text}");

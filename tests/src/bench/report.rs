@@ -60,6 +60,8 @@ pub struct Figures {
     pub host: String,
     /// Rounds whose host died, and that were begun again.
     pub repeated: u32,
+    /// Runs of each peer that did not come to their end.
+    failed: BTreeMap<String, u32>,
     values: BTreeMap<(String, String), Vec<f64>>,
 }
 
@@ -71,9 +73,17 @@ impl Figures {
         }
     }
 
+    /// Counts a run that did not come to its end.
+    pub fn failed(&mut self, peer: &str) {
+        *self.failed.entry(peer.to_owned()).or_default() += 1;
+    }
+
     /// Adds those of a round.
     pub fn append(&mut self, round: Figures) {
         self.host = round.host;
+        for (peer, count) in round.failed {
+            *self.failed.entry(peer).or_default() += count;
+        }
         for (of, mut values) in round.values {
             self.values.entry(of).or_default().append(&mut values);
         }
@@ -136,6 +146,15 @@ impl Figures {
                 text,
                 "The host died in {} rounds, which were repeated on a new one.",
                 self.repeated
+            );
+        }
+        if !self.failed.is_empty() {
+            let failed: Vec<_> =
+                self.failed.iter().map(|(peer, count)| format!("{count} of {peer}")).collect();
+            let _ = writeln!(
+                text,
+                "Runs that hung or ended early, with what they had measured by then: {}.",
+                failed.join(", ")
             );
         }
         text.push('\n');
