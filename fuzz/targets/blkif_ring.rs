@@ -40,6 +40,7 @@ fn traits(kind: u8) -> Traits {
         memory_alignment: 512,
         // More than the sectors that the guest is told: requests are widened.
         offset_alignment: if kind & 3 == 0 { 512 } else { 4096 },
+        max_transfer: u32::MAX,
     }
 }
 
