@@ -44,12 +44,13 @@ impl Bursts {
     }
 
     pub(crate) fn answered(&mut self) {
-        self.answered += 1;
+        self.answered = self.answered.saturating_add(1);
     }
 
-    /// Everything is answered: how many requests to sleep for, and how long, if not for the next one for ever.
-    pub(crate) fn expect(&mut self, now: Instant) -> Option<(u32, Duration)> {
-        if self.answered < 2 {
+    /// Everything is answered: how many requests to sleep for, and how long, if not for the next one for ever. The ring
+    /// has `entries`: more than that came one after the other and were no burst.
+    pub(crate) fn expect(&mut self, now: Instant, entries: u32) -> Option<(u32, Duration)> {
+        if !(2..=entries).contains(&self.answered) {
             return None;
         }
         if self.skipped > 0 {
@@ -66,11 +67,13 @@ impl Bursts {
 mod tests {
     use super::*;
 
+    const ENTRIES: u32 = 32;
+
     fn serve(bursts: &mut Bursts, now: &mut Instant, count: u32) -> Option<(u32, Duration)> {
         bursts.began(*now, count);
         (0..count).for_each(|_| bursts.answered());
         *now += Duration::from_micros(10);
-        bursts.expect(*now)
+        bursts.expect(*now, ENTRIES)
     }
 
     #[test]
@@ -113,11 +116,19 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_is_no_burst() {
+        let mut now = Instant::now();
+        let mut bursts = Bursts::new(now);
+        assert_eq!(serve(&mut bursts, &mut now, ENTRIES + 1), None);
+        assert!(serve(&mut bursts, &mut now, ENTRIES).is_some());
+    }
+
+    #[test]
     fn nobody_waits_long() {
         let now = Instant::now();
         let mut bursts = Bursts::new(now);
         bursts.began(now, 2);
         (0..2).for_each(|_| bursts.answered());
-        assert_eq!(bursts.expect(now + Duration::from_secs(1)), Some((2, LONGEST)));
+        assert_eq!(bursts.expect(now + Duration::from_secs(1), ENTRIES), Some((2, LONGEST)));
     }
 }

@@ -264,7 +264,11 @@ impl<E: Engine> Queue<E> {
                     if under_way && taken > 0 && self.at_once {
                         return Sleep::Forever;
                     }
-                    let burst = if under_way { None } else { self.bursts.expect(Instant::now()) };
+                    let burst = if under_way {
+                        None
+                    } else {
+                        self.bursts.expect(Instant::now(), self.ring.nr_entries())
+                    };
                     match self.ring.final_check_for(burst.map_or(1, |(count, _)| count)) {
                         Ok(true) => self.bursts.began(Instant::now(), u32::MAX),
                         Ok(false) => {
