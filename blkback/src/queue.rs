@@ -24,6 +24,9 @@ const MAX_RETRIES: u8 = 8;
 const MAX_BOUNCED: usize = 4 << 20;
 /// A write that found no room is tried again after so long.
 const RETRY_HELD: Duration = Duration::from_secs(1);
+/// What ends with the call that starts it has ended before that call begins to sleep: a sleep of this length tells it
+/// from the rest, which the next requests must not wait for.
+const NEAR: Duration = Duration::from_micros(20);
 /// The size of the storage is looked at with a wake-up, but not more often than this.
 const RESCAN: Duration = Duration::from_millis(100);
 
@@ -68,7 +71,7 @@ pub struct Queue<E: Engine> {
     bursts: Bursts,
     /// The sleep under way is one with nothing to finish.
     resting: bool,
-    /// What was started last ended with the call that started it.
+    /// All that was under way ended with the last wait: it may be that storage is so fast that nothing has to sleep.
     at_once: bool,
     /// When the size was looked at.
     rescanned: Instant,
@@ -260,9 +263,10 @@ impl<E: Engine> Queue<E> {
             match self.ring.pending() {
                 Ok(0) => {
                     let under_way = self.under_way() > 0;
-                    // The end of what was just started is near, and will have us look again.
+                    // The end of what was just started is near, and will have us look again. If it is not, the
+                    // frontend is asked for an event then.
                     if under_way && taken > 0 && self.at_once {
-                        return Sleep::Forever;
+                        return Sleep::For(NEAR);
                     }
                     let burst = if under_way {
                         None
