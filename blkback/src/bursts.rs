@@ -3,13 +3,12 @@
 
 use std::time::{Duration, Instant};
 
+use crate::guess::Guess;
+
 /// A burst may take this many times as long to come as the last one took to be served.
 const SLOWNESS: u32 = 16;
 /// No request waits longer than this for others to come.
 const LONGEST: Duration = Duration::from_millis(20);
-/// With so many doubts one burst in 256 is guessed. A wrong guess costs more than a right one saves, so it raises two
-/// of them, and a right one lays one.
-const MOST_DOUBTS: u32 = 8;
 
 /// Guesses of one ring.
 #[derive(Debug)]
@@ -19,14 +18,12 @@ pub(crate) struct Bursts {
     answered: u32,
     /// What the sleep under way waits for.
     expected: Option<u32>,
-    /// How wrong the last guesses were, and bursts that are not guessed for now.
-    doubts: u32,
-    skipped: u32,
+    guess: Guess,
 }
 
 impl Bursts {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { began: now, answered: 0, expected: None, doubts: 0, skipped: 0 }
+        Self { began: now, answered: 0, expected: None, guess: Guess::default() }
     }
 
     /// A sleep with nothing under way has ended, and so many requests are there.
@@ -34,12 +31,7 @@ impl Bursts {
         self.began = now;
         self.answered = 0;
         if let Some(expected) = self.expected.take() {
-            self.doubts = if pending >= expected {
-                self.doubts.saturating_sub(1)
-            } else {
-                (self.doubts + 2).min(MOST_DOUBTS)
-            };
-            self.skipped = (1 << self.doubts) - 1;
+            self.guess.came(pending >= expected);
         }
     }
 
@@ -50,11 +42,7 @@ impl Bursts {
     /// Everything is answered: how many requests to sleep for, and how long, if not for the next one for ever. The ring
     /// has `entries`: more than that came one after the other and were no burst.
     pub(crate) fn expect(&mut self, now: Instant, entries: u32) -> Option<(u32, Duration)> {
-        if !(2..=entries).contains(&self.answered) {
-            return None;
-        }
-        if self.skipped > 0 {
-            self.skipped -= 1;
+        if !(2..=entries).contains(&self.answered) || !self.guess.is_worth_a_try() {
             return None;
         }
         self.expected = Some(self.answered);

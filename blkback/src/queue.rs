@@ -13,6 +13,7 @@ use devices::xen::shared_ring::{BackRing, RingError};
 use crate::bursts::Bursts;
 use crate::disk::Disk;
 use crate::engine::{Completion, Engine, Op, Sleep};
+use crate::guess::Guess;
 use crate::protocol::{Operation, Protocol, RawEntry, Request, Response, Segment, Status};
 use crate::remnant::Rest;
 use crate::slot::{Kind, Phase, Slot};
@@ -27,6 +28,8 @@ const RETRY_HELD: Duration = Duration::from_secs(1);
 /// What ends with the call that starts it has ended before that call begins to sleep: a sleep of this length tells it
 /// from the rest, which the next requests must not wait for.
 const NEAR: Duration = Duration::from_micros(20);
+/// In this time a frontend that is at work has answered a dozen responses with new requests.
+const GLANCE: Duration = Duration::from_micros(20);
 /// The size of the storage is looked at with a wake-up, but not more often than this.
 const RESCAN: Duration = Duration::from_millis(100);
 
@@ -71,8 +74,15 @@ pub struct Queue<E: Engine> {
     bursts: Bursts,
     /// The sleep under way is one with nothing to finish.
     resting: bool,
-    /// All that was under way ended with the last wait: it may be that storage is so fast that nothing has to sleep.
-    at_once: bool,
+    /// The thread may wait for a time: it is its own.
+    sleeps: bool,
+    /// What was started will have ended with the call that starts it, as on storage that has nothing to wait for; and
+    /// that is being tried.
+    near: Guess,
+    nearing: bool,
+    /// The frontend answers responses at once; and there are some that it had no time for yet.
+    quick: Guess,
+    answered: bool,
     /// When the size was looked at.
     rescanned: Instant,
     /// Nothing is taken any more, and nothing is held.
@@ -114,7 +124,11 @@ impl<E: Engine> Queue<E> {
             retry_at: now,
             bursts: Bursts::new(now),
             resting: false,
-            at_once: false,
+            sleeps: false,
+            near: Guess::default(),
+            nearing: false,
+            quick: Guess::default(),
+            answered: false,
             rescanned: now,
             stopping: false,
             broken: false,
@@ -130,6 +144,7 @@ impl<E: Engine> Queue<E> {
 
     /// As [`Queue::run`]. Returns the ring, unless the frontend broke it or the engine failed.
     pub(crate) fn run_to_rest(mut self, stop: &AtomicBool) -> Option<Rest> {
+        self.sleeps = true;
         loop {
             // Before new requests are started: the guest has work to do meanwhile.
             self.publish();
@@ -160,11 +175,12 @@ impl<E: Engine> Queue<E> {
                 self.rescan();
             }
             self.finish();
-            if started {
-                self.at_once = self.under_way() == 0;
-                if !self.at_once {
-                    self.bursts.began(Instant::now(), u32::MAX);
-                }
+            let ended = self.under_way() == 0;
+            if std::mem::take(&mut self.nearing) {
+                self.near.came(ended);
+            }
+            if started && !ended {
+                self.bursts.began(Instant::now(), u32::MAX);
             }
         }
     }
@@ -252,6 +268,7 @@ impl<E: Engine> Queue<E> {
     /// frontend was asked for an event, or the end of a barrier is what has to be waited for.
     fn take_requests(&mut self) -> Sleep {
         let mut entry: RawEntry = [0; size_of::<RawEntry>()];
+        let mut answered = std::mem::take(&mut self.answered);
         if std::mem::take(&mut self.resting) {
             let pending = self.ring.pending().unwrap_or(0);
             self.bursts.began(Instant::now(), pending);
@@ -263,10 +280,16 @@ impl<E: Engine> Queue<E> {
             match self.ring.pending() {
                 Ok(0) => {
                     let under_way = self.under_way() > 0;
-                    // The end of what was just started is near, and will have us look again. If it is not, the
-                    // frontend is asked for an event then.
-                    if under_way && taken > 0 && self.at_once {
-                        return Sleep::For(NEAR);
+                    if under_way && self.sleeps {
+                        if std::mem::take(&mut answered) && self.glance() {
+                            continue;
+                        }
+                        // The end of what was just started is near, and will have us look again. If it is not, the
+                        // frontend is asked for an event then.
+                        self.nearing = taken > 0 && self.near.is_worth_a_try();
+                        if self.nearing {
+                            return Sleep::For(NEAR);
+                        }
                     }
                     let burst = if under_way {
                         None
@@ -299,6 +322,21 @@ impl<E: Engine> Queue<E> {
             }
         }
         Sleep::Never
+    }
+
+    /// Looks at the ring for a moment more, if the frontend was quick to answer the last times. True: something came.
+    fn glance(&mut self) -> bool {
+        if !self.quick.is_worth_a_try() {
+            return false;
+        }
+        let begun = Instant::now();
+        let mut came = false;
+        while !came && begun.elapsed() < GLANCE {
+            std::hint::spin_loop();
+            came = self.ring.pending().is_ok_and(|count| count > 0);
+        }
+        self.quick.came(came);
+        came
     }
 
     fn give_up(&mut self, reason: &RingError) -> Sleep {
@@ -553,6 +591,7 @@ impl<E: Engine> Queue<E> {
             count(&self.disk.counters().errors);
         }
         self.bursts.answered();
+        self.answered = true;
         self.ring.push_response(&response.emit());
     }
 

@@ -658,9 +658,26 @@ fn a_disk_whose_storage_takes_larger_units_only_is_written_in_sectors() {
     assert!(front.guest.read(frame, 1024, 512) == sector_pattern(13, 200));
 }
 
-/// A disk of zeros that the kernel always has at once.
+/// A disk of zeros that the kernel always has at once. A flush takes until it is told to end.
 #[derive(Debug)]
-struct Zeros(std::fs::File);
+struct Zeros {
+    file: std::fs::File,
+    /// Held by the test while a flush shall last.
+    slow: std::sync::Mutex<()>,
+    flushes: std::sync::atomic::AtomicU32,
+}
+
+impl Zeros {
+    fn connected(front: &Front) -> (Arc<Self>, BlockDevice) {
+        let file = std::fs::File::open("/dev/zero").unwrap();
+        let zeros = Arc::new(Self { file, slow: ().into(), flushes: 0.into() });
+        let storage = Arc::clone(&zeros) as _;
+        let backing = Backing { storage, path: "zero".into(), block_device: false, readonly: true };
+        let mut device = BlockDevice::new(config(true), backing);
+        front.connect(&mut device);
+        (zeros, device)
+    }
+}
 
 impl crate::storage::Storage for Zeros {
     fn traits(&self) -> crate::storage::Traits {
@@ -670,7 +687,7 @@ impl crate::storage::Storage for Zeros {
         Ok(1 << 30)
     }
     fn raw(&self) -> Option<std::os::fd::RawFd> {
-        Some(self.0.as_raw_fd())
+        Some(self.file.as_raw_fd())
     }
     unsafe fn read_at(&self, _: &[crate::engine::IoVec], _: u64) -> io::Result<usize> {
         Err(io::Error::from_raw_os_error(libc::EIO))
@@ -679,6 +696,8 @@ impl crate::storage::Storage for Zeros {
         Err(io::Error::from_raw_os_error(libc::EIO))
     }
     fn flush(&self) -> io::Result<()> {
+        self.flushes.fetch_add(1, Relaxed);
+        drop(self.slow.lock());
         Ok(())
     }
     fn discard(&self, _: u64, _: u64) -> io::Result<()> {
@@ -688,12 +707,9 @@ impl crate::storage::Storage for Zeros {
 
 #[test]
 fn at_depth_32_ten_requests_with_their_events_cost_one_system_call() {
-    let zeros = Arc::new(Zeros(std::fs::File::open("/dev/zero").unwrap()));
-    let backing = Backing { storage: zeros, path: "zero".into(), block_device: false, readonly: true };
-    let mut device = BlockDevice::new(config(true), backing);
     let mut front = Front::new(Protocol::X86_64);
     front.guest.delivery.offer_notifiers();
-    front.connect(&mut device);
+    let (_, mut device) = Zeros::connected(&front);
     let notifier = front.guest.delivery.notifiers.lock().unwrap()[0].2.try_clone().unwrap();
     let pages: Vec<_> = (0..32).map(|_| front.guest.granted_page().1).collect();
     let rounds = 200;
@@ -715,6 +731,26 @@ fn at_depth_32_ten_requests_with_their_events_cost_one_system_call() {
     assert_eq!(front.guest.raises(), 0);
     assert_eq!(notifier.read().unwrap(), counters.notifications.load(Relaxed));
     assert!(calls * 10 <= rounds * 32, "{calls} system calls for {} requests", rounds * 32);
+}
+
+#[test]
+fn a_read_does_not_wait_for_the_end_of_a_slow_flush() {
+    let mut front = Front::new(Protocol::X86_64);
+    let (zeros, _device) = Zeros::connected(&front);
+    let (_, gref) = front.guest.granted_page();
+    for round in 1..10 {
+        // What ends at once lets the queue expect the same of what follows.
+        for sector in 0..20 {
+            assert_eq!(front.request(READ, sector, &[whole(gref)]), 0);
+        }
+        let slow = zeros.slow.lock().unwrap();
+        let flush = front.put(FLUSH, 0, &[]);
+        front.publish();
+        wait_until("no flush", || zeros.flushes.load(Relaxed) == round);
+        assert_eq!(front.request(READ, 0, &[whole(gref)]), 0);
+        drop(slow);
+        assert_eq!(front.wait_response(), (flush, FLUSH, 0));
+    }
 }
 
 /// Lets io_uring_setup fail with EPERM in this thread and those that it starts, as a sandbox does.

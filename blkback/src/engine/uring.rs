@@ -26,8 +26,10 @@ const MANY_THREADS: usize = 16;
 const MAX_BATCH: u32 = 128;
 /// The parts of an operation are multiples of this many bytes, whatever direct I/O demands.
 const PART: usize = 4096;
-/// From so many operations in the kernel on, one system call waits for several of them, ...
+/// From so many operations in the kernel on, one system call waits for several of them: for half of them, or for so
+/// many, ...
 const MANY: usize = 16;
+const BATCH: usize = 12;
 /// ... but not longer than this.
 const PATIENCE: Duration = Duration::from_millis(1);
 
@@ -265,7 +267,7 @@ impl Uring {
         // under way meanwhile: a disk that ran dry until the frontend has answered would be slower. With few
         // operations under way, it is the parts of one that make one wake-up.
         let wanted = if self.in_ring >= MANY {
-            self.in_ring / 2
+            (self.in_ring / 2).min(BATCH)
         } else {
             self.in_ring.checked_div(self.in_ring - self.extra).unwrap_or(1)
         };
