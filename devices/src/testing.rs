@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, missing_docs, clippy::indexing_slicing)]
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst, fence};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -240,6 +240,7 @@ impl FrontRing {
     pub fn publish(&self, guest: &FakeGuest) -> bool {
         let old = guest.read_u32(self.frames[0], 0);
         guest.write(self.frames[0], 0, &self.req_prod.to_le_bytes());
+        fence(SeqCst);
         let event = guest.read_u32(self.frames[0], 4);
         self.req_prod.wrapping_sub(event) < self.req_prod.wrapping_sub(old)
     }
@@ -257,6 +258,7 @@ impl FrontRing {
         self.rsp_cons = self.rsp_cons.wrapping_add(1);
         // As a driver does that wants an event for the next response.
         guest.write(self.frames[0], 12, &self.rsp_cons.wrapping_add(1).to_le_bytes());
+        fence(SeqCst);
         let first = len.min(PAGE_SIZE - start % PAGE_SIZE);
         let mut response = guest.read(self.frames[start / PAGE_SIZE], start % PAGE_SIZE, first);
         if first < len {

@@ -733,6 +733,50 @@ fn at_depth_32_ten_requests_with_their_events_cost_one_system_call() {
     assert!(calls * 10 <= rounds * 32, "{calls} system calls for {} requests", rounds * 32);
 }
 
+/// Both ends sleep until the other one's event, however requests come: those that end at once, those of threads, few
+/// and many, and the next ones with or before the last answers.
+#[test]
+fn no_event_is_lost_between_ends_that_sleep() {
+    let mut front = Front::new(Protocol::X86_64);
+    front.guest.delivery.offer_notifiers();
+    let (_, mut device) = Zeros::connected(&front);
+    let notifier = front.guest.delivery.notifiers.lock().unwrap()[0].2.try_clone().unwrap();
+    let (_, gref) = front.guest.granted_page();
+    let (mut state, mut under_way) = (88_172_645_463_325_252_u64, 0);
+    for _ in 0..20_000 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let few = [1, 2, 8, 32][(state >> 8) as usize % 4];
+        while under_way < few {
+            state = state.rotate_left(5);
+            if state.is_multiple_of(7) {
+                front.put(FLUSH, 0, &[])
+            } else {
+                front.put(READ, 0, &[whole(gref)])
+            };
+            under_way += 1;
+        }
+        front.publish();
+        // Some answers, or all of them.
+        let rest = if state & 0x100_0000 == 0 { 0 } else { under_way / 2 };
+        while under_way > rest {
+            if let Some((_, _, status)) = front.take() {
+                assert_eq!(status, 0);
+                under_way -= 1;
+                continue;
+            }
+            let mut event = libc::pollfd { fd: notifier.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one pollfd.
+            let ready = unsafe { libc::poll(&raw mut event, 1, 60_000) };
+            assert_eq!(ready, 1, "{under_way} requests are not answered");
+            notifier.read().unwrap();
+        }
+    }
+    device.disconnect();
+    wait_stopped(&mut device);
+}
+
 #[test]
 fn a_read_does_not_wait_for_the_end_of_a_slow_flush() {
     let mut front = Front::new(Protocol::X86_64);

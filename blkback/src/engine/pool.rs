@@ -37,17 +37,25 @@ impl Job {
         Self { token, op, offset, buffers: buffers.as_ptr(), count: buffers.len() }
     }
 
+    /// Its memory.
+    ///
+    /// # Safety
+    /// Only until the completion: the caller of [`super::Engine::start`] promises no more.
+    pub(super) unsafe fn buffers<'a>(&self) -> &'a [IoVec] {
+        if self.count == 0 {
+            return &[];
+        }
+        // SAFETY: the array is valid until then.
+        unsafe { std::slice::from_raw_parts(self.buffers, self.count) }
+    }
+
     /// Does it, blocking.
     ///
     /// # Safety
     /// As [`super::Engine::start`].
     pub(super) unsafe fn run(&self, storage: &dyn Storage) -> Completion {
-        let buffers = if self.count == 0 {
-            &[]
-        } else {
-            // SAFETY: the caller of Engine::start promises that the array is valid until the completion.
-            unsafe { std::slice::from_raw_parts(self.buffers, self.count) }
-        };
+        // SAFETY: the completion is not made yet.
+        let buffers = unsafe { self.buffers() };
         let result = match self.op {
             // SAFETY: and so is the memory that it names.
             Op::Read => unsafe { storage.read_at(buffers, self.offset) },

@@ -26,6 +26,10 @@ const MANY_THREADS: usize = 16;
 const MAX_BATCH: u32 = 128;
 /// The parts of an operation are multiples of this many bytes, whatever direct I/O demands.
 const PART: usize = 4096;
+/// Neighbours are handed to the kernel together up to so many bytes and pieces of memory: it would have to split what
+/// is more.
+const MAX_GROUP: usize = 1 << 20;
+const MAX_GROUP_PIECES: usize = 256;
 /// From so many operations in the kernel on, one system call waits for several of them: for half of them, or for so
 /// many, ...
 const MANY: usize = 16;
@@ -41,7 +45,8 @@ const PATIENCE: Duration = Duration::from_millis(1);
 ///
 /// Transfers are asked to fail rather than to block (RWF_NOWAIT): what the kernel cannot start at once, a hole
 /// to be filled or a page that is not cached, goes to threads of our own, and so do flushes and discards. It cannot
-/// start what it would have to split for the device either: we split that ourselves.
+/// start what it would have to split for the device either: we split that ourselves. Neighbours that are started one
+/// after the other, as a frontend sends what is too large for one request, are one operation for the kernel.
 ///
 /// The file is not registered with the ring, which would spare the kernel a look-up per operation: a ring is
 /// taken down some time after its process has ended, and would hold the lock on the image until then. Nor are
@@ -60,6 +65,9 @@ pub struct Uring {
     jobs: Vec<Option<Job>>,
     /// Operations that were split, by token.
     parts: Vec<Parts>,
+    /// Operations that were joined, by the token of the first one; and the one that may still be joined.
+    groups: Vec<Group>,
+    open: Option<Open>,
     max_transfer: usize,
     /// Operations in the kernel, each part for itself, and how many there may be.
     in_ring: usize,
@@ -77,6 +85,36 @@ pub struct Uring {
     nowait: [bool; 2],
     /// What completions() hands to the pool; empty outside of it.
     again: Vec<Job>,
+}
+
+/// Neighbours that are one operation in the kernel. Without members: an operation by itself.
+#[derive(Clone, Debug, Default)]
+struct Group {
+    buffers: Vec<IoVec>,
+    /// Tokens and bytes.
+    members: Vec<(u16, usize)>,
+}
+
+impl Group {
+    fn add(&mut self, token: u16, buffers: &[IoVec]) {
+        self.members.push((token, size(buffers)));
+        self.buffers.extend_from_slice(buffers);
+    }
+}
+
+/// What is not handed to the kernel yet, as a neighbour may follow.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    token: u16,
+    op: Op,
+    offset: u64,
+    bytes: usize,
+    pieces: usize,
+}
+
+/// Bytes of an operation.
+fn size(buffers: &[IoVec]) -> usize {
+    buffers.iter().map(IoVec::size).sum()
 }
 
 /// The parts of an operation in the kernel.
@@ -171,6 +209,8 @@ impl Uring {
             pool: Pool::new(storage, FEW_THREADS)?,
             jobs: vec![None; slots as usize],
             parts: vec![Parts::default(); slots as usize],
+            groups: vec![Group::default(); slots as usize],
+            open: None,
             max_transfer,
             // The eventfds have completions too, and so may a notification.
             max_in_ring: max_in_ring as usize - 4,
@@ -248,6 +288,57 @@ impl Uring {
         pushed
     }
 
+    /// Joins an operation to the open one, if that ends where it begins.
+    fn join(&mut self, token: u16, op: Op, offset: u64, buffers: &[IoVec]) -> bool {
+        let Some(open) = &mut self.open else { return false };
+        let (bytes, pieces) = (open.bytes + size(buffers), open.pieces + buffers.len());
+        let most = self.max_transfer.min(MAX_GROUP);
+        let adjacent = open.op == op && open.offset + open.bytes as u64 == offset;
+        if !adjacent || bytes > most || pieces > MAX_GROUP_PIECES {
+            return false;
+        }
+        let first = usize::from(open.token);
+        let (Some(group), Some(Some(job))) = (self.groups.get_mut(first), self.jobs.get(first)) else {
+            return false;
+        };
+        if group.members.is_empty() {
+            // SAFETY: the promise of start()'s caller holds until the completion of that operation.
+            group.add(open.token, unsafe { job.buffers() });
+        }
+        group.add(token, buffers);
+        (open.bytes, open.pieces) = (bytes, pieces);
+        true
+    }
+
+    /// Hands what is open to the kernel.
+    fn close(&mut self) {
+        let Some(Open { token, op, offset, .. }) = self.open.take() else { return };
+        let index = usize::from(token);
+        let Some(mut group) = self.groups.get_mut(index).map(std::mem::take) else { return };
+        let pushed = if group.members.is_empty() {
+            let Some(Some(job)) = self.jobs.get(index).copied() else { return };
+            // SAFETY: the promise of start()'s caller holds until the completion.
+            unsafe { self.transfer(op, offset, job.buffers(), token.into()) }
+        } else {
+            // SAFETY: the memory is that of start()'s callers, and the list stays as it is until the completion.
+            unsafe { self.transfer(op, offset, &group.buffers, token.into()) }
+        };
+        if !pushed {
+            if group.members.is_empty() {
+                group.members.push((token, 0));
+            }
+            for (token, _) in group.members.drain(..) {
+                if let Some(job) = self.jobs.get_mut(usize::from(token)).and_then(Option::take) {
+                    self.start_in_pool(job);
+                }
+            }
+            group.buffers.clear();
+        }
+        if let Some(slot) = self.groups.get_mut(index) {
+            *slot = group;
+        }
+    }
+
     fn poll(&mut self, fd: RawFd, token: u64) -> bool {
         let poll = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).multi(true);
         // SAFETY: a poll uses no memory of ours.
@@ -317,22 +408,24 @@ impl Engine for Uring {
             Op::Write if writes => {}
             _ => return self.start_in_pool(job),
         }
-        let bytes: usize = buffers.iter().map(IoVec::size).sum();
+        let bytes = size(buffers);
         let count = bytes.div_ceil(self.max_transfer).max(1);
         let index = usize::from(token);
-        if self.in_ring + count > self.max_in_ring || index >= self.jobs.len() {
+        // One more for what is open.
+        if self.in_ring + count >= self.max_in_ring || index >= self.jobs.len() {
             return self.start_in_pool(job);
         }
         if let Some(slot) = self.jobs.get_mut(index) {
             *slot = Some(job);
         }
         if count == 1 {
-            // SAFETY: the caller promises that array and memory stay.
-            if !unsafe { self.transfer(op, offset, buffers, token.into()) } {
-                self.start_in_pool(job);
+            if !self.join(token, op, offset, buffers) {
+                self.close();
+                self.open = Some(Open { token, op, offset, bytes, pieces: buffers.len() });
             }
             return;
         }
+        self.close();
         let Some(mut parts) = self.parts.get_mut(index).map(std::mem::take) else { return };
         parts.split(buffers, bytes.div_ceil(count).next_multiple_of(PART));
         let mut at = offset;
@@ -356,6 +449,7 @@ impl Engine for Uring {
 
     fn wait(&mut self, sleep: Sleep) -> io::Result<()> {
         self.enable()?;
+        self.close();
         if let Some(errno) = self.failed {
             return Err(io::Error::from_raw_os_error(errno));
         }
@@ -393,16 +487,35 @@ impl Engine for Uring {
                     }
                     result = parts.result();
                 }
-                let job = self.jobs.get_mut(usize::from(token)).and_then(Option::take);
-                match (-result, job) {
-                    (libc::EAGAIN, Some(job)) => again.push(job),
-                    (libc::EOPNOTSUPP, Some(job)) => {
+                let Some(group) = self.groups.get_mut(usize::from(token)) else { continue };
+                let alone = group.members.is_empty();
+                if alone {
+                    group.members.push((token, usize::MAX));
+                }
+                group.buffers.clear();
+                // All by themselves, elsewhere: of a group it is not known which one failed.
+                let redo = matches!(-result, libc::EAGAIN | libc::EOPNOTSUPP) || result < 0 && !alone;
+                let mut rest = usize::try_from(result).ok();
+                for (number, (token, bytes)) in group.members.drain(..).enumerate() {
+                    let Some(job) = self.jobs.get_mut(usize::from(token)).and_then(Option::take) else {
+                        continue;
+                    };
+                    if result == -libc::EOPNOTSUPP {
                         let [reads, writes] = &mut self.nowait;
                         *(if job.op == Op::Read { reads } else { writes }) = false;
                         self.pool.max_threads = MANY_THREADS;
-                        again.push(job);
                     }
-                    _ => done.push(Completion::new(token, result)),
+                    match rest {
+                        _ if redo => again.push(job),
+                        None => done.push(Completion::new(token, result)),
+                        // It ended before their turn.
+                        Some(0) if number > 0 => again.push(job),
+                        Some(left) => {
+                            let part = left.min(bytes);
+                            done.push(Completion { token, result: Ok(part) });
+                            rest = Some(left - part);
+                        }
+                    }
                 }
             } else if token == NOTIFY {
                 // Only a failure is told.
@@ -474,6 +587,8 @@ mod tests {
     struct Small {
         file: File,
         pool: bool,
+        /// What the kernel is given instead of the file.
+        raw: Option<File>,
     }
 
     impl Small {
@@ -500,7 +615,7 @@ mod tests {
             Ok(self.file.metadata()?.len())
         }
         fn raw(&self) -> Option<RawFd> {
-            Some(self.file.as_raw_fd())
+            Some(self.raw.as_ref().unwrap_or(&self.file).as_raw_fd())
         }
         unsafe fn read_at(&self, buffers: &[IoVec], offset: u64) -> io::Result<usize> {
             self.each(buffers, offset, |file, base, len, offset| {
@@ -522,21 +637,33 @@ mod tests {
         }
     }
 
-    /// Does one operation: its result, and the greatest number of operations in the kernel.
+    /// Does one operation: its result, and the number of operations in the kernel.
     fn run(storage: &Arc<Small>, op: Op, offset: u64, buffers: &[IoVec]) -> (Result<usize, i32>, usize) {
+        let (results, most) = run_all(storage, op, &[(offset, buffers)]);
+        (results[0], most)
+    }
+
+    /// Does operations that are started one after the other.
+    fn run_all(storage: &Arc<Small>, op: Op, list: &[(u64, &[IoVec])]) -> (Vec<Result<usize, i32>>, usize) {
         let event = EventFd::new(0).unwrap();
         let mut engine =
             Uring::new(Arc::clone(storage) as _, event.as_raw_fd(), event.as_raw_fd(), 32).unwrap();
-        // SAFETY: the loop waits for the completion.
-        unsafe { engine.start(7, op, offset, buffers) };
+        for (token, (offset, buffers)) in (7..).zip(list) {
+            // SAFETY: the loop waits for the completions.
+            unsafe { engine.start(token, op, *offset, buffers) };
+        }
+        engine.close();
         let most = engine.in_ring;
         let mut done = Vec::new();
-        while done.is_empty() {
+        while done.len() < list.len() {
             engine.wait(Sleep::Forever).unwrap();
             engine.completions(&mut done);
         }
-        assert_eq!((done.len(), done[0].token, engine.in_ring, engine.extra), (1, 7, 0, 0));
-        (done[0].result, most)
+        done.sort_by_key(|completion| completion.token);
+        let tokens: Vec<_> = done.iter().map(|completion| usize::from(completion.token) - 7).collect();
+        assert_eq!(tokens, (0..list.len()).collect::<Vec<_>>());
+        assert_eq!((engine.in_ring, engine.extra, engine.in_pool), (0, 0, 0));
+        (done.iter().map(|completion| completion.result).collect(), most)
     }
 
     fn vectors(memory: &mut [u8], sizes: &[usize]) -> Vec<IoVec> {
@@ -552,7 +679,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_would_split_is_split_and_needs_no_thread() {
-        let zeros = Arc::new(Small { file: File::open("/dev/zero").unwrap(), pool: false });
+        let zeros = Arc::new(Small { file: File::open("/dev/zero").unwrap(), pool: false, raw: None });
         let mut memory = vec![1; 10 * 4096];
         for (sizes, parts) in [
             (&[3 * 4096][..], 1),
@@ -571,7 +698,7 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_transfer_go_where_the_whole_belongs() {
-        let storage = Arc::new(Small { file: tempfile::tempfile().unwrap(), pool: true });
+        let storage = Arc::new(Small { file: tempfile::tempfile().unwrap(), pool: true, raw: None });
         let data: Vec<u8> = (0..20 * 4096u32).map(|n| (n ^ n >> 8) as u8).collect();
         let mut memory = data.clone();
         let sizes = [512, 1024, 5 * 4096, 512, 4096 - 2048, 13 * 4096];
@@ -587,6 +714,51 @@ mod tests {
         let (result, _) = run(&storage, Op::Read, 8192, &buffers);
         assert_eq!(result, Ok(total - 4096));
         assert_eq!(memory[..total - 4096], data[4096..total]);
+    }
+
+    #[test]
+    fn neighbours_are_one_operation_up_to_what_the_kernel_takes() {
+        let storage = Arc::new(Small { file: tempfile::tempfile().unwrap(), pool: false, raw: None });
+        let data: Vec<u8> = (0..8 * 4096u32).map(|n| (n ^ n >> 8) as u8).collect();
+        storage.file.write_all_at(&data, 0).unwrap();
+        let mut memory = vec![0; data.len()];
+        let buffers = vectors(&mut memory, &[4096, 4096, 2048, 2048, 4096, 4096, 12288]);
+        let at = |page: u64, range: std::ops::Range<usize>| (page * 4096, &buffers[range]);
+        // Three pages; two more that would make four; one that does not follow; and as much as fits by itself.
+        let list = [at(0, 0..1), at(1, 1..2), at(2, 2..4), at(3, 4..5), at(5, 5..6), at(4, 6..7)];
+        let (results, operations) = run_all(&storage, Op::Read, &list);
+        assert_eq!(results, [Ok(4096), Ok(4096), Ok(4096), Ok(4096), Ok(4096), Ok(12288)]);
+        assert_eq!(operations, 4);
+        let pages = [0, 1, 2, 3, 5, 4, 5, 6];
+        for (part, page) in memory.chunks(4096).zip(pages) {
+            assert!(part == &data[page * 4096..][..4096], "page {page}");
+        }
+        // And back, to other places.
+        let other = Arc::new(Small { file: tempfile::tempfile().unwrap(), pool: true, raw: None });
+        let list = [at(1, 0..1), at(2, 1..2), at(9, 2..4)];
+        assert_eq!(run_all(&other, Op::Write, &list), (vec![Ok(4096); 3], 2));
+        let mut back = vec![0; 10 * 4096];
+        other.file.read_exact_at(&mut back, 0).unwrap();
+        assert!(back[4096..][..8192] == data[..8192] && back[9 * 4096..] == data[2 * 4096..][..4096]);
+    }
+
+    #[test]
+    fn each_of_several_neighbours_has_its_own_end() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096 + 1024).unwrap();
+        let open = || file.reopen().unwrap();
+        let mut memory = vec![1; 3 * 4096];
+        let buffers = vectors(&mut memory, &[4096; 3]);
+        let list = [(0, &buffers[..1]), (4096, &buffers[1..2]), (8192, &buffers[2..])];
+        // The file ends in the second one.
+        let storage = Arc::new(Small { file: open(), pool: true, raw: None });
+        assert_eq!(run_all(&storage, Op::Read, &list), (vec![Ok(4096), Ok(1024), Ok(0)], 1));
+        // The kernel fails the whole: each is tried by itself.
+        let raw = File::options().write(true).open(file.path()).ok();
+        let storage = Arc::new(Small { file: open(), pool: true, raw });
+        assert_eq!(run_all(&storage, Op::Read, &list), (vec![Ok(4096), Ok(1024), Ok(0)], 1));
+        // One by itself that fails has failed.
+        assert_eq!(run_all(&storage, Op::Read, &list[..1]), (vec![Err(libc::EBADF)], 1));
     }
 
     #[test]
