@@ -96,8 +96,8 @@ struct Group {
 }
 
 impl Group {
-    fn add(&mut self, token: u16, buffers: &[IoVec]) {
-        self.members.push((token, size(buffers)));
+    fn add(&mut self, member: &Open, buffers: &[IoVec]) {
+        self.members.push((member.token, member.bytes));
         self.buffers.extend_from_slice(buffers);
     }
 }
@@ -110,11 +110,6 @@ struct Open {
     offset: u64,
     bytes: usize,
     pieces: usize,
-}
-
-/// Bytes of an operation.
-fn size(buffers: &[IoVec]) -> usize {
-    buffers.iter().map(IoVec::size).sum()
 }
 
 /// The parts of an operation in the kernel.
@@ -289,11 +284,11 @@ impl Uring {
     }
 
     /// Joins an operation to the open one, if that ends where it begins.
-    fn join(&mut self, token: u16, op: Op, offset: u64, buffers: &[IoVec]) -> bool {
+    fn join(&mut self, next: Open, buffers: &[IoVec]) -> bool {
         let Some(open) = &mut self.open else { return false };
-        let (bytes, pieces) = (open.bytes + size(buffers), open.pieces + buffers.len());
+        let (bytes, pieces) = (open.bytes + next.bytes, open.pieces + next.pieces);
         let most = self.max_transfer.min(MAX_GROUP);
-        let adjacent = open.op == op && open.offset + open.bytes as u64 == offset;
+        let adjacent = open.op == next.op && open.offset + open.bytes as u64 == next.offset;
         if !adjacent || bytes > most || pieces > MAX_GROUP_PIECES {
             return false;
         }
@@ -303,9 +298,9 @@ impl Uring {
         };
         if group.members.is_empty() {
             // SAFETY: the promise of start()'s caller holds until the completion of that operation.
-            group.add(open.token, unsafe { job.buffers() });
+            group.add(open, unsafe { job.buffers() });
         }
-        group.add(token, buffers);
+        group.add(&next, buffers);
         (open.bytes, open.pieces) = (bytes, pieces);
         true
     }
@@ -408,7 +403,7 @@ impl Engine for Uring {
             Op::Write if writes => {}
             _ => return self.start_in_pool(job),
         }
-        let bytes = size(buffers);
+        let bytes: usize = buffers.iter().map(IoVec::size).sum();
         let count = bytes.div_ceil(self.max_transfer).max(1);
         let index = usize::from(token);
         // One more for what is open.
@@ -419,9 +414,10 @@ impl Engine for Uring {
             *slot = Some(job);
         }
         if count == 1 {
-            if !self.join(token, op, offset, buffers) {
+            let next = Open { token, op, offset, bytes, pieces: buffers.len() };
+            if !self.join(next, buffers) {
                 self.close();
-                self.open = Some(Open { token, op, offset, bytes, pieces: buffers.len() });
+                self.open = Some(next);
             }
             return;
         }
