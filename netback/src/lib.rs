@@ -12,14 +12,17 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 mod device;
+mod engine;
 mod headers;
 mod mac;
 pub mod packet;
 pub mod protocol;
 mod queue;
+mod rate;
 #[cfg(feature = "testing")]
 pub mod rings;
 mod rx;
+mod stall;
 mod tap;
 #[cfg(test)]
 mod testing;
@@ -30,4 +33,5 @@ mod vif_tests;
 pub use device::{NetDevice, VifConfig};
 pub use headers::{HEADER_MAX, HeaderError, Headers};
 pub use mac::{MacAddr, MacError};
+pub use rate::Rate;
 pub use tap::{Offload, Tap, TapError, VNET_HDR, VnetHeader, is_interface_name};

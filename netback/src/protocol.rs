@@ -236,6 +236,12 @@ impl Gso {
     }
 }
 
+/// Writes the extra info of a frame that leaves `headroom` bytes free in front (XEN_NETIF_EXTRA_TYPE_XDP).
+pub fn xdp_extra(headroom: u16) -> [u8; RX_ENTRY] {
+    let [a, b] = headroom.to_le_bytes();
+    [5, 0, a, b, 0, 0, 0, 0]
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
