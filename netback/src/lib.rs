@@ -24,8 +24,8 @@ pub mod rings;
 mod rx;
 mod stall;
 mod tap;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod tx;
 #[cfg(test)]
 mod vif_tests;
