@@ -16,6 +16,8 @@ mod engine;
 mod headers;
 mod mac;
 pub mod packet;
+#[cfg(test)]
+mod pair_tests;
 pub mod protocol;
 mod queue;
 mod rate;
