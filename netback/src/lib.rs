@@ -11,15 +11,20 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+pub mod control;
+mod control_ring;
 mod device;
+pub mod hash;
 mod headers;
 mod mac;
+pub mod multicast;
 pub mod packet;
 pub mod protocol;
 mod queue;
 #[cfg(feature = "testing")]
 pub mod rings;
 mod rx;
+mod steering;
 mod tap;
 #[cfg(test)]
 mod testing;

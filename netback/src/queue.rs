@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::packet::TxFatal;
 use crate::rx::Rx;
+use crate::steering::{Mailbox, Settings};
 use crate::tap::Tap;
 use crate::tx::Tx;
 
@@ -60,6 +61,10 @@ pub(crate) struct Counters {
     pub(crate) rx_drops: AtomicU64,
     /// The guest's requests were wrong.
     pub(crate) rx_errors: AtomicU64,
+    /// Multicasts that the guest does not want.
+    pub(crate) rx_filtered: AtomicU64,
+    /// Frames handed from the queue whose tap had them to the one that the guest's table names.
+    pub(crate) rx_steered: AtomicU64,
     /// Events sent to the guest.
     pub(crate) notifications: AtomicU64,
     /// Times that a queue thread woke up.
@@ -80,6 +85,11 @@ pub(crate) struct Stop {
 impl Stop {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self { ordered: AtomicBool::new(false), event: EventFd::new(EFD_NONBLOCK)? })
+    }
+
+    /// Told of the order.
+    pub(crate) fn event(&self) -> &EventFd {
+        &self.event
     }
 
     /// Gives the order. The event is never read, so that each queue sees it.
@@ -129,6 +139,7 @@ pub(crate) struct Link {
     pub(crate) grants: Arc<GrantTable>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) requests: Arc<Requests>,
+    pub(crate) settings: Arc<Settings>,
 }
 
 /// The event channels of a queue: one for both rings, or (feature-split-event-channels) one for each.
@@ -199,7 +210,8 @@ impl Queue {
             Channels::Split { tx, rx } => (tx, Some(rx)),
         };
         let channels = [Some(first), second].into_iter().flatten().map(BackendChannel::event);
-        for event in channels.chain([&self.stop.event]) {
+        let doorbell = self.link.settings.mailbox(self.link.queue).map(Mailbox::doorbell);
+        for event in channels.chain([&self.stop.event]).chain(doorbell) {
             let interest = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, TOKEN_EVENT);
             epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
         }

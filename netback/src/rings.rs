@@ -10,6 +10,7 @@ use devices::xen::xenbus::DomainHandle;
 use crate::protocol::{RX_ENTRY, TX_ENTRY};
 use crate::queue::{Features, Link, Requests};
 use crate::rx::Rx;
+use crate::steering::{Settings, View};
 use crate::tap::Tap;
 use crate::tx::Tx;
 
@@ -36,14 +37,21 @@ impl Rings {
         let features =
             Features { sg, csum4, csum6, gso4: sg && csum4 && bit(3), gso6: sg && csum6 && bit(4) };
         let ring = |gref, entry| BackRing::new(Arc::clone(&domain.grants), &[gref], entry);
+        let settings = Arc::new(Settings::new(1).map_err(|_| RingError::Pages(0))?);
+        let view = View::new(Arc::clone(&settings), 0);
         let link = Link {
             tap: Arc::new(Tap::stand_in(socket)),
             queue: 0,
             grants: Arc::clone(&domain.grants),
             counters: Arc::default(),
             requests: Arc::new(Requests::new(Arc::clone(&domain.kick))),
+            settings,
         };
-        Ok(Self { tx: Tx::new(ring(tx, TX_ENTRY)?), rx: Rx::new(ring(rx, RX_ENTRY)?, features, mtu), link })
+        Ok(Self {
+            tx: Tx::new(ring(tx, TX_ENTRY)?),
+            rx: Rx::new(ring(rx, RX_ENTRY)?, features, mtu, view),
+            link,
+        })
     }
 
     /// What the thread does between two sleeps; false: the rings are closed.

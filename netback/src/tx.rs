@@ -47,6 +47,9 @@ impl Tx {
                 Taken::Nothing => return Ok(sent > 0),
                 Taken::Packet => self.send(link),
                 Taken::Bad(bad) => Err(bad.into()),
+                Taken::Group(change) if link.settings.multicast.change(change) => Ok(TxStatus::Okay),
+                // The list is full.
+                Taken::Group(_) => Ok(TxStatus::Error),
             };
             for page in self.pages.drain(..) {
                 link.grants.unpin(page);
