@@ -4,7 +4,7 @@
 //! without a control ring costs none.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use devices::xen::event_channel::BackendChannel;
@@ -12,7 +12,6 @@ use devices::xen::grant_table::GrantTable;
 use devices::xen::shared_ring::{BackRing, RingError};
 use thiserror::Error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::control::{self, CTRL_ENTRY, CtrlRequest};
 use crate::hash::HashConfig;
@@ -66,14 +65,14 @@ impl ControlRing {
     }
 
     /// Serves the ring until `stop` is written.
-    pub(crate) fn run(&mut self, channel: &BackendChannel, stop: &EventFd) -> Result<(), ControlError> {
+    pub(crate) fn run(&mut self, channel: &BackendChannel, stop: RawFd) -> Result<(), ControlError> {
         const STOP: u64 = 1;
         let epoll = Epoll::new()?;
-        let listen = |event: &EventFd, token| {
+        let listen = |event, token| {
             let interest = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
-            epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)
+            epoll.ctl(ControlOperation::Add, event, interest)
         };
-        listen(channel.event(), 0)?;
+        listen(channel.event().as_raw_fd(), 0)?;
         listen(stop, STOP)?;
         let mut events = [EpollEvent::default(); 2];
         loop {

@@ -1,23 +1,24 @@
 //! A vif: the configuration of an interface, and its connection to a frontend.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 
-use devices::xen::event_channel::BackendChannel;
 use devices::xen::shared_ring::BackRing;
 use devices::xen::types::{GrantRef, Port};
 use devices::xen::xenbus::{BackendDevice, ConnectError, DomainHandle, FrontendKeys, Keys};
 
 use crate::control::CTRL_ENTRY;
 use crate::control_ring::ControlRing;
+use crate::engine::{Calls, Engine, Files, Uring};
 use crate::mac::MacAddr;
 use crate::protocol::{RX_ENTRY, TX_ENTRY};
-use crate::queue::{Channels, Counters, Features, Link, Queue, Requests, Stop};
-use crate::rx::Rx;
-use crate::steering::{MAX_HEADROOM, Settings, View};
+use crate::queue::{Channel, Channels, Clock, Counters, Features, Link, Pair, Queue, Requests, Stop};
+use crate::rate::{Credit, Rate};
+use crate::rx::{self, Rx};
+use crate::steering::{MAX_HEADROOM, Mailbox, Settings, View};
 use crate::tap::{Offload, Tap};
-use crate::tx::Tx;
+use crate::tx::{self, Tx};
 
 /// Frames of an earlier connection that may wait in a queue of the tap (tx_queue_len of Linux).
 const MAX_STALE: usize = 1024;
@@ -35,6 +36,8 @@ pub struct VifConfig {
     pub bridge: String,
     /// Bytes of the largest IP packet.
     pub mtu: u16,
+    /// What the guest may send.
+    pub rate: Option<Rate>,
 }
 
 /// The back half of one interface.
@@ -43,8 +46,17 @@ pub struct NetDevice {
     config: VifConfig,
     tap: Arc<Tap>,
     counters: Arc<Counters>,
+    credit: Option<Arc<Credit>>,
+    clock: Clock,
+    /// Without io_uring, as on a host that does not permit it.
+    only_calls: bool,
+    /// The log says that io_uring cannot be used: a frontend may connect as often as it likes.
+    told: AtomicBool,
     connection: Option<Connection>,
 }
+
+/// A queue with the engine that the host permits.
+type AnyQueue = Queue<Box<dyn Engine + Send>>;
 
 /// The queue threads of a connection.
 #[derive(Debug)]
@@ -55,9 +67,11 @@ struct Connection {
     threads: Vec<JoinHandle<()>>,
     features: Features,
     requests: Arc<Requests>,
-    settings: Arc<Settings>,
     /// The tap was told to cut frames up, as a queue asked.
     small_frames: bool,
+    /// The cable is out, as a queue's frontend posts no pages.
+    stalled: bool,
+    settings: Arc<Settings>,
 }
 
 impl Connection {
@@ -74,7 +88,32 @@ impl Connection {
 impl NetDevice {
     /// An interface at `tap`, offering as many queues as the tap has.
     pub fn new(config: VifConfig, tap: Tap) -> Self {
-        Self { config, tap: Arc::new(tap), counters: Arc::default(), connection: None }
+        let credit = config.rate.map(|rate| Arc::new(Credit::new(rate)));
+        Self {
+            config,
+            tap: Arc::new(tap),
+            counters: Arc::default(),
+            credit,
+            clock: Clock::default(),
+            only_calls: false,
+            told: AtomicBool::new(false),
+            connection: None,
+        }
+    }
+
+    /// Has the queues use a system call for each frame, as on a host that does not permit io_uring: for tests and
+    /// benchmarks.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn without_io_uring(mut self) -> Self {
+        self.only_calls = true;
+        self
+    }
+
+    /// Has the queues look at another clock.
+    #[cfg(test)]
+    pub(crate) fn with_clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
     }
 
     /// The configuration.
@@ -119,7 +158,7 @@ impl NetDevice {
         frontend: &dyn FrontendKeys,
         domain: &DomainHandle,
         connection: &Connection,
-    ) -> Result<Queue, ConnectError> {
+    ) -> Result<AnyQueue, ConnectError> {
         let key = |name: &str| format!("{prefix}{name}");
         let ring = |name: &str, entry| {
             let key = key(name);
@@ -128,10 +167,11 @@ impl NetDevice {
             BackRing::new(Arc::clone(&domain.grants), &[GrantRef(gref)], entry)
                 .map_err(|error| self.error(format_args!("{key}: {error}")))
         };
-        let channel = |key: &str, port| -> Result<BackendChannel, ConnectError> {
+        let channel = |key: &str, port| -> Result<Channel, ConnectError> {
             domain
                 .events
                 .bind_backend(Port(port))
+                .map(Channel::from)
                 .map_err(|error| self.error(format_args!("{key} {port}: {error}")))
         };
         let (tx, rx) = (ring("tx-ring-ref", TX_ENTRY)?, ring("rx-ring-ref", RX_ENTRY)?);
@@ -152,10 +192,41 @@ impl NetDevice {
             counters: Arc::clone(&self.counters),
             requests: Arc::clone(&connection.requests),
             settings: Arc::clone(&connection.settings),
+            credit: self.credit.clone(),
+            clock: self.clock.clone(),
         };
+        let stop = Arc::clone(&connection.stop);
+        let mut events = channels.events();
+        events.push(stop.event());
+        events.extend(connection.settings.mailbox(index).map(Mailbox::doorbell));
+        let tap = self.tap.fd(index).unwrap_or(-1);
+        let engine = self.engine(Files { tap, events });
+        let engine = engine
+            .map_err(|error| self.error(format_args!("the host cannot make an I/O engine: {error}")))?;
         let view = View::new(Arc::clone(&connection.settings), index);
         let rx = Rx::new(rx, connection.features, self.config.mtu, view);
-        Ok(Queue { link, tx: Tx::new(tx), rx, channels, stop: Arc::clone(&connection.stop) })
+        Ok(Queue { pair: Pair::new(link, Tx::new(tx), rx, engine), channels, stop })
+    }
+
+    fn engine(&self, files: Files) -> std::io::Result<Box<dyn Engine + Send>> {
+        if !self.only_calls {
+            let ring = if self.tap.knows_nowait() {
+                u32::try_from(tx::BATCH + rx::MAX_READS)
+                    .map_err(std::io::Error::other)
+                    .and_then(|slots| Uring::new(files.clone(), slots))
+            } else {
+                Err(std::io::Error::other("its taps do not know RWF_NOWAIT"))
+            };
+            match ring {
+                Ok(ring) => return Ok(Box::new(ring)),
+                Err(_) if self.told.swap(true, SeqCst) => {}
+                Err(error) => tracing::warn!(
+                    "{}: io_uring cannot be used ({error}), each packet is a system call of its own; it needs Linux 6.4 and kernel.io_uring_disabled=0",
+                    self.tap.name()
+                ),
+            }
+        }
+        Ok(Box::new(Calls::new(&files)?))
     }
 
     /// Sets the tap up for what the frontend can do and empties it.
@@ -168,8 +239,8 @@ impl NetDevice {
         self.tap.set_carrier(true)
     }
 
-    fn spawn(&self, mut queue: Queue, connection: &Connection) -> std::io::Result<JoinHandle<()>> {
-        let name = format!("vif-{}-{}", self.config.index, queue.link.queue);
+    fn spawn(&self, mut queue: AnyQueue, connection: &Connection) -> std::io::Result<JoinHandle<()>> {
+        let name = format!("vif-{}-{}", self.config.index, queue.pair.link().queue);
         self.spawn_thread(name, connection, move || queue.run().map_err(|error| error.to_string()))
     }
 
@@ -272,7 +343,7 @@ impl BackendDevice for NetDevice {
     }
 
     fn backend_keys(&self) -> Keys {
-        let VifConfig { index, mac, vifname, bridge, mtu } = &self.config;
+        let VifConfig { index, mac, vifname, bridge, mtu, rate } = &self.config;
         let config = [
             ("handle", index.to_string()),
             ("mac", mac.to_string()),
@@ -298,7 +369,8 @@ impl BackendDevice for NetDevice {
             ("feature-ctrl-ring", "1"),
         ];
         let features = features.map(|(key, value)| (key, value.to_owned()));
-        config.into_iter().chain(features).map(|(key, value)| (key.to_owned(), value)).collect()
+        let rate = rate.map(|rate| ("rate", rate.key()));
+        config.into_iter().chain(rate).chain(features).map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
     fn connect(&mut self, frontend: &dyn FrontendKeys, domain: &DomainHandle) -> Result<Keys, ConnectError> {
@@ -321,8 +393,9 @@ impl BackendDevice for NetDevice {
             threads: Vec::new(),
             features,
             requests: Arc::new(Requests::new(Arc::clone(&domain.kick))),
-            settings: Arc::new(Settings::new(queues).map_err(|error| self.error(error))?),
             small_frames: false,
+            stalled: false,
+            settings: Arc::new(Settings::new(queues).map_err(|error| self.error(error))?),
         };
         let mut list = Vec::new();
         for index in 0..queues {
@@ -380,6 +453,20 @@ impl BackendDevice for NetDevice {
             // The queues ended by themselves. It shows, and the bridge stops filling a tap that nobody reads.
             let _ = self.tap.set_carrier(false);
         }
+        let stalled = connection.requests.is_stalled();
+        if stalled != connection.stalled && connection.running.load(SeqCst) > 0 {
+            connection.stalled = stalled;
+            let name = self.tap.name();
+            match self.tap.set_carrier(!stalled) {
+                Err(error) => tracing::warn!("{name}: the cable cannot be plugged in or out: {error}"),
+                Ok(()) if stalled => {
+                    tracing::warn!(
+                        "{name}: the guest takes no frames any more: the cable is out until it does"
+                    );
+                }
+                Ok(()) => tracing::info!("{name}: the guest takes frames again: the cable is plugged in"),
+            }
+        }
         if connection.requests.wants_small_frames() && !connection.small_frames {
             connection.small_frames = true;
             let name = self.tap.name();
@@ -428,6 +515,11 @@ impl BackendDevice for NetDevice {
             ("rx_steered", &c.rx_steered),
             ("notifications", &c.notifications),
             ("wakeups", &c.wakeups),
+            ("system_calls", &c.system_calls),
+            ("tx_copied_bytes", &c.tx_copied_bytes),
+            ("rx_copied", &c.rx_copied),
+            ("rx_straight", &c.rx_straight),
+            ("rx_copied_bytes", &c.rx_copied_bytes),
         ]
         .map(|(name, counter)| (name, counter.load(std::sync::atomic::Ordering::Relaxed)))
         .to_vec()

@@ -14,6 +14,7 @@
 pub mod control;
 mod control_ring;
 mod device;
+mod engine;
 pub mod hash;
 mod headers;
 mod mac;
@@ -21,9 +22,11 @@ pub mod multicast;
 pub mod packet;
 pub mod protocol;
 mod queue;
+mod rate;
 #[cfg(feature = "testing")]
 pub mod rings;
 mod rx;
+mod stall;
 mod steering;
 mod tap;
 #[cfg(test)]
@@ -35,4 +38,5 @@ mod vif_tests;
 pub use device::{NetDevice, VifConfig};
 pub use headers::{HEADER_MAX, HeaderError, Headers};
 pub use mac::{MacAddr, MacError};
+pub use rate::Rate;
 pub use tap::{Offload, Tap, TapError, VNET_HDR, VnetHeader, is_interface_name};

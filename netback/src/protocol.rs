@@ -255,27 +255,26 @@ pub struct RxExtras {
     pub headroom: u16,
 }
 
-/// Extra infos of one frame for the guest.
-pub const MAX_RX_EXTRAS: usize = 3;
-
 impl RxExtras {
-    /// Writes them, in the order of their types.
-    pub fn emit(&self) -> impl Iterator<Item = [u8; RX_ENTRY]> {
-        let [a, b] = self.headroom.to_le_bytes();
-        let xdp = (self.headroom > 0).then_some([5, 0, a, b, 0, 0, 0, 0]);
-        let hash = self.hash.map(|hash| hash.emit());
-        let mut left = self.count();
-        [self.gso.map(|gso| gso.emit()), hash, xdp].into_iter().flatten().map(move |extra| {
-            left -= 1;
-            let [kind, _, rest @ ..] = extra;
-            let [c, d, e, f, g, h] = rest;
-            [kind, if left > 0 { EXTRA_MORE } else { 0 }, c, d, e, f, g, h]
-        })
-    }
-
-    /// Slots that they take, at most [`MAX_RX_EXTRAS`].
+    /// Slots that they need, at most 3.
     pub fn count(&self) -> usize {
         usize::from(self.gso.is_some()) + usize::from(self.hash.is_some()) + usize::from(self.headroom > 0)
+    }
+
+    /// Writes them, in the order of their types, into as many as `slots`, at least one each: the last one is said
+    /// again and again. Without any, none is written.
+    pub fn emit(&self, slots: usize) -> impl Iterator<Item = [u8; RX_ENTRY]> + use<> {
+        let [a, b] = self.headroom.to_le_bytes();
+        let xdp = (self.headroom > 0).then_some([5, 0, a, b, 0, 0, 0, 0]);
+        let list = [self.gso.map(|gso| gso.emit()), self.hash.map(|hash| hash.emit()), xdp];
+        let last = list.into_iter().flatten().last();
+        let slots = slots.max(self.count());
+        let all = list.into_iter().flatten().chain(std::iter::repeat_n(last, slots).flatten());
+        all.take(slots).enumerate().map(move |(index, mut extra)| {
+            let [_, flags, ..] = &mut extra;
+            *flags = if index + 1 < slots { EXTRA_MORE } else { 0 };
+            extra
+        })
     }
 }
 
@@ -359,8 +358,16 @@ mod tests {
             (RxExtras { gso, hash, headroom: 256 }, vec![more(g), more(h), x]),
         ];
         for (extras, expected) in cases {
-            assert_eq!(extras.emit().collect::<Vec<_>>(), expected);
+            assert_eq!(extras.emit(0).collect::<Vec<_>>(), expected);
             assert_eq!(extras.count(), expected.len());
         }
+    }
+
+    #[test]
+    fn slots_without_an_extra_info_of_their_own_have_the_last_one() {
+        let extras = RxExtras { headroom: 256, ..RxExtras::default() };
+        let filled: Vec<_> = extras.emit(3).collect();
+        assert_eq!(filled, [[5, 1, 0, 1, 0, 0, 0, 0], [5, 1, 0, 1, 0, 0, 0, 0], [5, 0, 0, 1, 0, 0, 0, 0]]);
+        assert_eq!(RxExtras::default().emit(3).count(), 0);
     }
 }

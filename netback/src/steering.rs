@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::hash::{HashConfig, PacketHash};
 use crate::multicast::Multicast;
-use crate::tap::VnetHeader;
+use crate::protocol::RxExtras;
 
 /// Bytes of room before the data that a frontend can have: what Linux asks for (XDP_PACKET_HEADROOM). A frame of 1500
 /// bytes fits a page behind it, and so do the first bytes of each that are looked at.
@@ -26,9 +27,10 @@ const MAX_MAIL_BYTES: usize = 1 << 20;
 /// A frame on the way to another queue.
 #[derive(Debug)]
 pub(crate) struct Mail {
-    pub(crate) header: VnetHeader,
     pub(crate) frame: Vec<u8>,
-    pub(crate) hash: Option<PacketHash>,
+    /// Of its first slot, as far as they are known.
+    pub(crate) flags: u16,
+    pub(crate) extras: RxExtras,
 }
 
 /// Frames for a queue that other queues' taps had.
@@ -80,14 +82,19 @@ impl Mailbox {
         mail
     }
 
+    /// Throws all away: how many.
+    pub(crate) fn clear(&self) -> u64 {
+        (0..MAX_MAIL).take_while(|_| self.take().is_some()).map(|_| 1).sum()
+    }
+
     /// Whether there is something to take.
     pub(crate) fn is_filled(&self) -> bool {
         self.filled.load(SeqCst)
     }
 
     /// To poll.
-    pub(crate) fn doorbell(&self) -> &EventFd {
-        &self.doorbell
+    pub(crate) fn doorbell(&self) -> RawFd {
+        self.doorbell.as_raw_fd()
     }
 
     fn ring(&self) {
@@ -252,6 +259,11 @@ impl View {
         self.settings.mailbox(queue).is_some_and(|mailbox| mailbox.put(mail))
     }
 
+    /// Whether other queues handed something over.
+    pub(crate) fn has_mail(&self) -> bool {
+        self.mailbox().is_some_and(Mailbox::is_filled)
+    }
+
     /// The frames that other queues handed over.
     pub(crate) fn mailbox(&self) -> Option<&Mailbox> {
         self.settings.mailbox(self.queue)
@@ -277,7 +289,7 @@ mod tests {
     }
 
     fn mail(len: usize) -> Mail {
-        Mail { header: VnetHeader::default(), frame: vec![0; len], hash: None }
+        Mail { frame: vec![0; len], flags: 0, extras: RxExtras::default() }
     }
 
     #[test]
@@ -326,7 +338,7 @@ mod tests {
         // A new hash does not undo that.
         settings.set_hash(hashing(&[]));
         assert!(settings.is_in_force() && !views[0].refresh());
-        assert_eq!(settings.mailbox(0).unwrap().doorbell().read().unwrap(), 1, "the queues are woken for it");
+        assert_eq!(settings.mailbox(0).unwrap().doorbell.read().unwrap(), 1, "the queues are woken for it");
     }
 
     #[test]
@@ -336,12 +348,12 @@ mod tests {
             assert!(views[0].hand_over(1, mail(len)));
         }
         let mailbox = settings.mailbox(1).unwrap();
-        assert_eq!(mailbox.doorbell().read().unwrap(), 1);
+        assert_eq!(mailbox.doorbell.read().unwrap(), 1);
         assert!(mailbox.is_filled());
         let lens: Vec<_> = std::iter::from_fn(|| mailbox.take()).map(|mail| mail.frame.len()).collect();
         assert_eq!(lens, [60, 61, 62]);
         assert!(!mailbox.is_filled() && mailbox.put(mail(9)));
-        assert_eq!(mailbox.doorbell().read().unwrap(), 1);
+        assert_eq!(mailbox.doorbell.read().unwrap(), 1);
     }
 
     #[test]

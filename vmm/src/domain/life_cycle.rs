@@ -361,7 +361,10 @@ fn make_nics(config: &DomainConfig, domid: DomId) -> Result<Vec<NetDevice>, Fail
         let vifname = net.vifname.clone().unwrap_or_else(|| network::vif_name(domid.0, index));
         let mtu = net.mtu.map_or_else(|| network::bridge_mtu(&net.bridge), Ok)?;
         let tap = network::create_tap(&vifname, &net.bridge, mtu, NIC_QUEUES)?;
-        Ok(NetDevice::new(VifConfig { index, mac, vifname, bridge: net.bridge.clone(), mtu }, tap))
+        Ok(NetDevice::new(
+            VifConfig { index, mac, vifname, bridge: net.bridge.clone(), mtu, rate: None },
+            tap,
+        ))
     };
     (0u32..).zip(&config.nets).map(make).collect()
 }

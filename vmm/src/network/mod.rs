@@ -258,7 +258,7 @@ mod tests {
             let vifname = vif_name(domid, 0);
             let tap = create_tap(&vifname, "xenbr0", 1500, 1).unwrap();
             let mac = MacAddr::new([0, 0x16, 0x3e, 0, 0, domid as u8]).unwrap();
-            let config = VifConfig { index: 0, mac, vifname, bridge: "xenbr0".into(), mtu: 1500 };
+            let config = VifConfig { index: 0, mac, vifname, bridge: "xenbr0".into(), mtu: 1500, rate: None };
             let mut guest = FakeGuest::new(256);
             let (tx, mut rx) =
                 (FrontRing::new(&mut guest, 1, TX_ENTRY), FrontRing::new(&mut guest, 1, RX_ENTRY));
