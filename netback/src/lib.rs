@@ -15,6 +15,8 @@ pub mod control;
 mod control_ring;
 mod device;
 mod engine;
+#[cfg(test)]
+mod feature_tests;
 pub mod hash;
 mod headers;
 mod mac;
