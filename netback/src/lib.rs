@@ -11,6 +11,8 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+#[cfg(test)]
+mod abuse;
 pub mod control;
 mod control_ring;
 mod device;
@@ -25,7 +27,7 @@ pub mod packet;
 pub mod protocol;
 mod queue;
 mod rate;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod rings;
 mod rx;
 mod stall;
