@@ -40,7 +40,7 @@ mod tx;
 mod vif_tests;
 
 pub use device::{NetDevice, VifConfig};
-pub use headers::{HEADER_MAX, HeaderError, Headers};
+pub use headers::{HEADER_MAX, HeaderError, Headers, IpVersion, Transport};
 pub use mac::{MacAddr, MacError};
 pub use rate::Rate;
 pub use tap::{Offload, Tap, TapError, VNET_HDR, VnetHeader, is_interface_name};
