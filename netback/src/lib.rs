@@ -33,8 +33,8 @@ mod rx;
 mod stall;
 mod steering;
 mod tap;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod tx;
 #[cfg(test)]
 mod vif_tests;
