@@ -118,6 +118,9 @@ impl Engine for Fake {
     }
 }
 
+/// A frame to the guest: its bytes, its segmentation, slots of data, types of its extra infos.
+type Seen = (Vec<u8>, Option<Gso>, usize, Vec<u8>);
+
 struct Rig {
     guest: FakeGuest,
     kernel: Arc<Mutex<Kernel>>,
@@ -215,7 +218,7 @@ impl Rig {
     }
 
     /// A frame as a frontend takes it: bytes, and slots of data and of extra infos.
-    fn receive(&mut self) -> Option<(Vec<u8>, Option<Gso>, usize, Vec<u8>)> {
+    fn receive(&mut self) -> Option<Seen> {
         let (mut bytes, mut gso, mut slots, mut extras) = (Vec::new(), None, 0, Vec::new());
         loop {
             let slot = self.rx.rsp_cons;
