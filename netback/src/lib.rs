@@ -11,20 +11,29 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+#[cfg(test)]
+mod abuse;
+pub mod control;
+mod control_ring;
 mod device;
 mod engine;
+#[cfg(test)]
+mod feature_tests;
+pub mod hash;
 mod headers;
 mod mac;
+pub mod multicast;
 pub mod packet;
 #[cfg(test)]
 mod pair_tests;
 pub mod protocol;
 mod queue;
 mod rate;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod rings;
 mod rx;
 mod stall;
+mod steering;
 mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -33,7 +42,7 @@ mod tx;
 mod vif_tests;
 
 pub use device::{NetDevice, VifConfig};
-pub use headers::{HEADER_MAX, HeaderError, Headers};
+pub use headers::{HEADER_MAX, HeaderError, Headers, IpVersion, Transport};
 pub use mac::{MacAddr, MacError};
 pub use rate::Rate;
 pub use tap::{Offload, Tap, TapError, VNET_HDR, VnetHeader, is_interface_name};

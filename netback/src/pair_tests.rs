@@ -19,9 +19,10 @@ use crate::protocol::{
     Gso, GsoKind, RX_ENTRY, RXF_EXTRA_INFO, RXF_MORE_DATA, RxRequest, RxResponse, TX_ENTRY, TXF_CSUM_BLANK,
     TXF_EXTRA_INFO, TXF_MORE_DATA, TxRequest,
 };
-use crate::queue::{Clock, Counters, Features, Link, Pair, Requests, Settings};
+use crate::queue::{Clock, Counters, Features, Link, Pair, Requests};
 use crate::rate::{Credit, Rate};
 use crate::rx::Rx;
+use crate::steering::{Settings, View};
 use crate::tap::{PartialCsum, Tap, VNET_HDR, VnetHeader};
 use crate::testing::tcp_frame;
 use crate::tx::Tx;
@@ -117,6 +118,9 @@ impl Engine for Fake {
     }
 }
 
+/// A frame to the guest: its bytes, its segmentation, slots of data, types of its extra infos.
+type Seen = (Vec<u8>, Option<Gso>, usize, Vec<u8>);
+
 struct Rig {
     guest: FakeGuest,
     kernel: Arc<Mutex<Kernel>>,
@@ -136,7 +140,8 @@ impl Rig {
         let (tx, rx) = (FrontRing::new(&mut guest, 1, TX_ENTRY), FrontRing::new(&mut guest, 1, RX_ENTRY));
         let now = Arc::new(Mutex::new(Instant::now()));
         let clock = Arc::clone(&now);
-        let (counters, settings) = (Arc::<Counters>::default(), Arc::<Settings>::default());
+        let (counters, settings) = (Arc::<Counters>::default(), Arc::new(Settings::new(1).unwrap()));
+        let view = View::new(Arc::clone(&settings), 0);
         let mut fds = [0; 2];
         let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         // SAFETY: an array of two; the result is checked.
@@ -159,7 +164,7 @@ impl Rig {
         let (back_tx, back_rx) = (ring(&tx, TX_ENTRY), ring(&rx, RX_ENTRY));
         let kernel = Arc::<Mutex<Kernel>>::default();
         let fake = Fake(Arc::clone(&kernel), Arc::clone(&guest.domain.grants));
-        let pair = Pair::new(link, Tx::new(back_tx), Rx::new(back_rx, features, mtu), fake);
+        let pair = Pair::new(link, Tx::new(back_tx), Rx::new(back_rx, features, mtu, view), fake);
         Self { guest, kernel, pair, counters, settings, now, tx, rx, posted: Vec::new() }
     }
 
@@ -213,7 +218,7 @@ impl Rig {
     }
 
     /// A frame as a frontend takes it: bytes, and slots of data and of extra infos.
-    fn receive(&mut self) -> Option<(Vec<u8>, Option<Gso>, usize, Vec<u8>)> {
+    fn receive(&mut self) -> Option<Seen> {
         let (mut bytes, mut gso, mut slots, mut extras) = (Vec::new(), None, 0, Vec::new());
         loop {
             let slot = self.rx.rsp_cons;

@@ -7,11 +7,10 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use devices::guess::Guess;
-use devices::memory::PAGE_SIZE;
 use devices::xen::event_channel::BackendChannel;
 use devices::xen::grant_table::GrantTable;
 use devices::xen::shared_ring::RingError;
@@ -22,6 +21,7 @@ use crate::engine::{Completion, Engine, Sleep};
 use crate::packet::TxFatal;
 use crate::rate::Credit;
 use crate::rx::{self, Rx};
+use crate::steering::Settings;
 use crate::tap::Tap;
 use crate::tx::{Left, Tx};
 
@@ -64,6 +64,10 @@ pub(crate) struct Counters {
     pub(crate) rx_drops: AtomicU64,
     /// The guest's requests were wrong.
     pub(crate) rx_errors: AtomicU64,
+    /// Multicasts that the guest does not want.
+    pub(crate) rx_filtered: AtomicU64,
+    /// Frames handed from the queue whose tap had them to the one that the guest's table names.
+    pub(crate) rx_steered: AtomicU64,
     /// Events sent to the guest.
     pub(crate) notifications: AtomicU64,
     /// Times that a queue thread woke up.
@@ -153,26 +157,6 @@ impl Requests {
     /// Wakes the main thread.
     pub(crate) fn kick(&self) {
         let _ = self.kick.write(1);
-    }
-}
-
-/// What a frontend may change while its queues run.
-#[derive(Debug, Default)]
-pub(crate) struct Settings {
-    headroom: AtomicU16,
-}
-
-impl Settings {
-    /// Bytes that frames to the guest leave free at the start of each page, for XDP; each frame then has an extra info
-    /// that says so.
-    pub(crate) fn headroom(&self) -> usize {
-        usize::from(self.headroom.load(Relaxed)).min(PAGE_SIZE / 2)
-    }
-
-    /// From the next frames on.
-    #[cfg(test)]
-    pub(crate) fn set_headroom(&self, bytes: u16) {
-        self.headroom.store(bytes, Relaxed);
     }
 }
 

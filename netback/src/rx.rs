@@ -12,6 +12,8 @@
 //!   pages of its own. Small frames, which are all but always all, are copied from there into one slot each. Of a large
 //!   one the rest is where it belongs, as extra infos may fill any number of slots after the first.
 
+mod handover;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -22,11 +24,12 @@ use devices::xen::shared_ring::{BackRing, RingError};
 use crate::engine::{Engine, IoVec, Op};
 use crate::headers::{Checksum, HEADER_MAX, Headers, IpVersion};
 use crate::protocol::{
-    ETH_HLEN, EXTRA_MORE, GsoKind, MAX_SLOTS, RX_ENTRY, RXF_CSUM_BLANK, RXF_DATA_VALIDATED, RXF_EXTRA_INFO,
-    RXF_MORE_DATA, RxRequest, RxResponse, TxStatus, xdp_extra,
+    ETH_HLEN, GsoKind, MAX_SLOTS, RX_ENTRY, RXF_CSUM_BLANK, RXF_DATA_VALIDATED, RXF_EXTRA_INFO,
+    RXF_MORE_DATA, RxExtras, RxRequest, RxResponse, TxStatus,
 };
 use crate::queue::{Features, Link, count};
 use crate::stall::Stall;
+use crate::steering::{Mailbox, Verdict, View};
 use crate::tap::{PartialCsum, VNET_HDR, VnetHeader};
 
 /// Bytes of the largest frame: 65,535 of IP packet behind an Ethernet header with two tags.
@@ -107,36 +110,7 @@ impl Layout {
 struct Frame {
     len: usize,
     flags: u16,
-    extras: Extras,
-}
-
-/// The extra infos of a frame.
-#[derive(Clone, Copy, Debug, Default)]
-struct Extras {
-    list: [[u8; RX_ENTRY]; 3],
-    len: usize,
-}
-
-impl Extras {
-    fn push(&mut self, extra: [u8; RX_ENTRY]) {
-        if let Some(slot) = self.list.get_mut(self.len) {
-            *slot = extra;
-            self.len += 1;
-        }
-    }
-
-    /// As many as `slots`, at least one of each: the last one is said again and again.
-    fn filling(&self, slots: usize) -> impl Iterator<Item = [u8; RX_ENTRY]> {
-        let (list, len) = (self.list, self.len);
-        let slots = if len == 0 { 0 } else { slots.max(len) };
-        (0..slots).map(move |slot| {
-            let mut extra = list.get(slot.min(len - 1)).copied().unwrap_or_default();
-            if slot + 1 < slots {
-                extra[1] |= EXTRA_MORE;
-            }
-            extra
-        })
-    }
+    extras: RxExtras,
 }
 
 /// The receive half of a queue.
@@ -149,6 +123,7 @@ pub(crate) struct Rx {
     bad: Option<u16>,
     features: Features,
     mtu: usize,
+    view: View,
     /// By token. There are as many as were ever read at once.
     reads: Vec<Option<Box<Read>>>,
     /// Reads that were started together, how many of them have not ended, and their layout.
@@ -173,13 +148,14 @@ pub(crate) struct Rx {
 }
 
 impl Rx {
-    pub(crate) fn new(ring: BackRing, features: Features, mtu: u16) -> Self {
+    pub(crate) fn new(ring: BackRing, features: Features, mtu: u16, view: View) -> Self {
         Self {
             ring,
             posted: VecDeque::new(),
             bad: None,
             features,
             mtu: mtu.into(),
+            view,
             reads: Vec::new(),
             started: 0,
             in_flight: 0,
@@ -221,11 +197,11 @@ impl Rx {
         self.in_flight
     }
 
-    fn layout(&self, link: &Link) -> Layout {
-        let headroom = link.settings.headroom();
+    fn layout(&self) -> Layout {
+        let headroom = usize::from(self.view.headroom());
         let gso = self.features.any_gso();
-        let mut layout =
-            Layout { headroom, lead: 1 + usize::from(headroom > 0) + usize::from(gso), ..Layout::default() };
+        let extras = usize::from(headroom > 0) + usize::from(gso) + usize::from(self.view.hashes());
+        let mut layout = Layout { headroom, lead: 1 + extras, ..Layout::default() };
         let usual = self.mtu + ETH_HLEN + 8;
         let largest = match (self.features.sg, gso) {
             (false, _) => 0,
@@ -250,10 +226,16 @@ impl Rx {
         engine: &mut impl Engine,
         now: Instant,
     ) -> Result<bool, RingError> {
-        if !self.tap_ready || self.in_flight > 0 {
+        if self.in_flight > 0 {
             return Ok(false);
         }
-        let layout = self.layout(link);
+        if self.view.refresh() {
+            link.requests.kick();
+        }
+        if !self.tap_ready && !self.view.has_mail() {
+            return Ok(false);
+        }
+        let layout = self.layout();
         self.layout = layout;
         self.starved = !self.refill(link, layout.wanted())?;
         if self.starved {
@@ -263,6 +245,7 @@ impl Rx {
             }
             if verdict.drop {
                 count(&link.counters.rx_drops, link.tap.drain(link.queue, MAX_WAITING));
+                count(&link.counters.rx_drops, self.view.mailbox().map_or(0, Mailbox::clear));
                 // The pages are still waited for: while the cable is out nothing else is.
                 (self.tap_ready, self.starved) = (self.stall.is_stalled(), self.stall.is_stalled());
                 return Ok(!self.starved);
@@ -271,6 +254,18 @@ impl Rx {
         }
         if self.stall.fed() {
             link.requests.stall(false);
+        }
+        let mut delivered = false;
+        while self.posted.len() >= layout.wanted()
+            && let Some(mail) = self.view.mailbox().and_then(Mailbox::take)
+        {
+            delivered = true;
+            if !self.deliver_mail(link, mail) {
+                count(&link.counters.rx_drops, 1);
+            }
+        }
+        if delivered || !self.tap_ready {
+            return Ok(delivered);
         }
         let most = if layout.by_head { self.expected.min(MAX_READS) } else { 1 };
         self.started = (self.posted.len() / layout.wanted()).clamp(1, most.max(1));
@@ -436,8 +431,22 @@ impl Rx {
             self.oversized |= len > HEAD && header.gso.is_none();
             return false;
         }
-        let Some(frame) = self.accept(link, read, &header, len) else { return false };
-        let gap = read.window.saturating_sub(used + 1);
+        let from = read.window.saturating_sub(used);
+        let hash = match self.judge(link, read, from, len) {
+            Verdict::Here(hash) => hash,
+            Verdict::There(queue, hash) => {
+                let Some(mut frame) = self.accept(link, read, &header, len) else { return false };
+                frame.extras.hash = hash;
+                return self.hand_over(link, read, from, frame, queue);
+            }
+            Verdict::Drop => {
+                count(&link.counters.rx_filtered, 1);
+                return true;
+            }
+        };
+        let Some(mut frame) = self.accept(link, read, &header, len) else { return false };
+        frame.extras.hash = hash;
+        let gap = from.saturating_sub(1);
         let first = if self.layout.by_head { HEAD } else { self.layout.page() };
         if len <= first {
             self.deliver_small(link, read, &frame)
@@ -455,21 +464,21 @@ impl Rx {
         } else {
             count(&link.counters.rx_straight, 1);
         }
-        let extras = if frame.extras.len > 0 { RXF_EXTRA_INFO } else { 0 };
+        let extras = if frame.extras.count() > 0 { RXF_EXTRA_INFO } else { 0 };
         self.respond(link, frame.len, frame.flags | extras);
-        self.respond_extras(link, frame.extras.filling(0));
+        self.respond_extras(link, frame.extras.emit(0));
         self.count_frame(link, frame.len);
         true
     }
 
     /// A frame of which `first` bytes are in the first slot's page, or in the head, and the others behind `gap` slots.
     fn deliver_large(&mut self, link: &Link, read: &Read, frame: &Frame, first: usize, gap: usize) -> bool {
-        let filled = frame.extras.len > 0;
+        let filled = frame.extras.count() > 0;
         // Few slots hold a part of the first bytes, if there is no extra info that may be in them.
         let fillers = if filled { 0 } else { gap };
         let rest = first.saturating_sub(fillers * FILLER);
         let tail = (frame.len - first).div_ceil(self.layout.page());
-        if 1 + fillers + tail > MAX_SLOTS || rest < ETH_HLEN || gap < frame.extras.len {
+        if 1 + fillers + tail > MAX_SLOTS || rest < ETH_HLEN || gap < frame.extras.count() {
             self.oversized |= !filled;
             return false;
         }
@@ -482,7 +491,7 @@ impl Rx {
         }
         let extras = if filled { RXF_EXTRA_INFO } else { 0 };
         self.respond(link, rest, frame.flags | extras | RXF_MORE_DATA);
-        self.respond_extras(link, frame.extras.filling(gap));
+        self.respond_extras(link, frame.extras.emit(gap));
         for _ in 0..fillers {
             self.respond(link, FILLER, RXF_MORE_DATA);
         }
@@ -548,10 +557,8 @@ impl Rx {
 
     /// Decides what the guest is told of a frame that was read, and fills in a checksum that it would not find.
     fn accept(&self, link: &Link, read: &mut Read, header: &VnetHeader, len: usize) -> Option<Frame> {
-        let mut extras = Extras::default();
-        if self.layout.headroom > 0 {
-            extras.push(xdp_extra(u16::try_from(self.layout.headroom).unwrap_or(0)));
-        }
+        let headroom = u16::try_from(self.layout.headroom).unwrap_or(0);
+        let extras = RxExtras { headroom, gso: header.gso, hash: None };
         let Some(csum) = header.csum else {
             let flags = if header.data_valid { RXF_DATA_VALIDATED } else { 0 };
             // A large segment always has a blank checksum.
@@ -578,7 +585,6 @@ impl Rx {
             link.requests.ask_for_small_frames();
             return None;
         }
-        header.gso.iter().for_each(|gso| extras.push(gso.emit()));
         let flags = if found {
             RXF_CSUM_BLANK | RXF_DATA_VALIDATED
         } else {

@@ -128,7 +128,7 @@ impl Tx {
             let Some(token) = self.free.pop().or_else(|| self.grow()) else { return Ok(Left::More) };
             let Some(slot) = self.slots.get_mut(usize::from(token)) else { return Ok(Left::More) };
             let taken = slot.packet.take(&mut Seen { ring: &mut self.ring, left: &mut seen });
-            if !matches!(taken, Ok(Taken::Packet | Taken::Bad(_))) {
+            if !matches!(taken, Ok(Taken::Packet | Taken::Bad(_) | Taken::Group(_))) {
                 self.free.push(token);
             }
             let taken = taken?;
@@ -141,6 +141,12 @@ impl Tx {
             }
             let prepared = match taken {
                 Taken::Bad(bad) => Err(bad.into()),
+                Taken::Group(change) => {
+                    let status =
+                        if link.settings.multicast.change(change) { TxStatus::Okay } else { TxStatus::Error };
+                    self.answer(link, token, status);
+                    continue;
+                }
                 _ => slot.prepare(link),
             };
             match prepared {
