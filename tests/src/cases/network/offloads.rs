@@ -109,7 +109,7 @@ fn listen(namespace: &File) -> Result<OwnedFd> {
     if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
         return fail!("setns: {}", io::Error::last_os_error());
     }
-    let protocol = i32::from((libc::ETH_P_ALL as u16).to_be());
+    let protocol = i32::from(u16::try_from(libc::ETH_P_ALL)?.to_be());
     // SAFETY: plain numbers; the result is checked.
     let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
     if fd < 0 {
