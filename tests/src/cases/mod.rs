@@ -139,6 +139,8 @@ const TESTS: &[Test] = &[
     Test::new("blk-hotplug", SMALL, storage::hotplug::hotplug).on(HostKind::Storage),
     Test::new("net-traffic", LARGE, network::traffic::traffic).on(HostKind::Network).limit(3000),
     Test::new("net-offloads", SMALL, network::offloads::offloads).on(HostKind::Network),
+    Test::new("net-private", SMALL, network::host::private).single().on(HostKind::Network),
+    Test::new("net-shared", OLD, network::host::shared).single().on(HostKind::Network),
     Test::new("net-xdp", LARGE, network::xdp::xdp).single().on(HostKind::Network),
     Test::new("counters", LARGE, cost::counters).alone(),
     Test::new("sleeping", LARGE, cost::sleeping).alone(),

@@ -7,6 +7,7 @@ use crate::Result;
 use crate::guest::Guest;
 use crate::packages::run;
 
+pub mod host;
 pub mod offloads;
 pub mod traffic;
 pub mod xdp;
