@@ -33,6 +33,8 @@ mod status;
 mod supervisor;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod tools;
 mod transaction;
 mod watchdog;
