@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::network_args::NetworkArgs;
 use crate::exit::ExitStatus;
 
 const EXAMPLES: &str = "\
@@ -77,6 +78,8 @@ pub(super) enum Command {
     CdInsert(CdInsertArgs),
     /// Take the medium out of a CD-ROM drive of a running guest
     CdEject(BlockDetachArgs),
+    /// Make and take away networks of the host: xenbr0 with a network card in it, virbr0 of the host alone
+    Network(NetworkArgs),
 }
 
 #[derive(Debug, Args)]
@@ -202,7 +205,7 @@ pub(super) struct CdInsertArgs {
 
 /// Puts `run` where the command is missing: `xvmm --kernel x` is `xvmm run --kernel x`.
 pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    const COMMANDS: [&str; 17] = [
+    const COMMANDS: [&str; 18] = [
         "run",
         "list",
         "console",
@@ -215,6 +218,7 @@ pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> 
         "block-list",
         "cd-insert",
         "cd-eject",
+        "network",
         "help",
         "-h",
         "--help",
@@ -265,6 +269,7 @@ mod tests {
             ("xvmm --run-dir list --kernel x", "xvmm run --run-dir list --kernel x"),
             ("xvmm --run-dir x list", "xvmm --run-dir x list"),
             ("xvmm --run-dir=x list", "xvmm --run-dir=x list"),
+            ("xvmm network list", "xvmm network list"),
             ("xvmm block-attach web a.img", "xvmm block-attach web a.img"),
             ("xvmm --version", "xvmm --version"),
             ("xvmm frobnicate", "xvmm run frobnicate"),

@@ -9,6 +9,8 @@ mod console;
 mod destroy;
 mod info;
 mod list;
+mod network;
+mod network_args;
 mod run;
 mod shutdown;
 
@@ -52,6 +54,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>, runner: Runner) -> ExitCod
         Command::BlockList(args) => block_list::block_list(&run_dir, &args),
         Command::CdInsert(args) => cd_insert::cd_insert(&run_dir, &args),
         Command::CdEject(args) => block_detach::cd_eject(&run_dir, &args),
+        Command::Network(args) => network::network(&run_dir, args),
     };
     result.unwrap_or_else(|failure| complain(&failure)).into()
 }

@@ -4,6 +4,7 @@
 //! made as Xen's vif-bridge script leaves one: address fe:ff:ff:ff:ff:ff, no IP, up, in its bridge. It
 //! belongs to the process and vanishes with it.
 
+pub mod host;
 mod interface;
 
 use std::io;
