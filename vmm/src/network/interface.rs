@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 
@@ -70,6 +71,17 @@ impl Interfaces {
         request.ifr_ifru.ifru_hwaddr = address;
         // SAFETY: the kernel reads a sockaddr from the ifreq.
         unsafe { self.ioctl(libc::SIOCSIFHWADDR, &mut request) }
+    }
+
+    /// The first IPv4 address.
+    pub(super) fn address(&self, name: &str) -> io::Result<Ipv4Addr> {
+        let mut request = request(name)?;
+        // SAFETY: the kernel writes a sockaddr into the ifreq.
+        unsafe { self.ioctl(libc::SIOCGIFADDR, &mut request) }?;
+        // SAFETY: the kernel filled in this member. struct sockaddr_in: family u16 @0, port u16 @2, address @4.
+        let data = unsafe { request.ifr_ifru.ifru_addr }.sa_data;
+        let [_, _, a, b, c, d, ..] = data.map(|byte| u8::from_ne_bytes(byte.to_ne_bytes()));
+        Ok(Ipv4Addr::new(a, b, c, d))
     }
 
     /// As `ip link set NAME up`; other flags stay.
