@@ -9,11 +9,11 @@ mod console;
 mod destroy;
 mod info;
 mod list;
-mod network;
-mod network_args;
 mod net_attach;
 mod net_detach;
 mod net_list;
+mod network;
+mod network_args;
 mod run;
 mod shutdown;
 

@@ -4,9 +4,9 @@
 //! to the process and vanishes with it. Bridges, addresses and routes are asked and changed by ioctl and netlink; `nft` is
 //! run for what filters or translates, and a script where one is named.
 
-pub mod host;
 mod error;
 mod filter;
+pub mod host;
 mod interface;
 mod nft;
 mod routed;
@@ -21,7 +21,7 @@ use std::path::Path;
 
 pub use error::NetworkError;
 pub use netback::{MacAddr, MacError, Tap};
-use netback::{ToolstackKeys, VifConfig};
+use netback::{Rate, ToolstackKeys, VifConfig};
 
 use crate::config::{NetConfig, VifScript, VifType};
 use filter::Filter;
@@ -121,7 +121,10 @@ pub fn plug(net: &NetConfig, domid: u16, folder: &Path) -> Result<(VifConfig, Ta
         backend: backend_keys(net),
         frontend: vec![("trusted".to_owned(), u8::from(net.trusted).to_string())],
     };
-    Ok((VifConfig { index: devid, mac, vifname, mtu, toolstack }, tap))
+    let rate = net
+        .rate
+        .map(|rate| Rate { bytes_per_interval: rate.bytes_per_interval, interval_us: rate.interval_us });
+    Ok((VifConfig { index: devid, mac, vifname, mtu, rate, toolstack }, tap))
 }
 
 /// Makes the tap `name`, configures it, and plugs it in; with its MTU.
@@ -190,7 +193,6 @@ fn backend_keys(net: &NetConfig) -> Vec<(String, String)> {
         ("script", Some(net.script_path()).filter(|_| net.fds.is_empty())),
         ("ip", Some(ips.join(" ")).filter(|ips| !ips.is_empty())),
         ("gatewaydev", net.gatewaydev.clone()),
-        ("rate", net.rate.map(|rate| format!("{},{}", rate.bytes_per_interval, rate.interval_us))),
         ("vlan", net.vlan.map(|vlan| vlan.to_string())),
         ("type", Some(kind.to_owned())),
     ];

@@ -2,8 +2,8 @@
 
 use devices::testing::{FakeGuest, FrontRing};
 use devices::xen::xenbus::BackendDevice;
-use netback::protocol::{RX_ENTRY, RxRequest, RxResponse, TX_ENTRY, TXF_CSUM_BLANK, TxRequest};
 use netback::NetDevice;
+use netback::protocol::{RX_ENTRY, RxRequest, RxResponse, TX_ENTRY, TXF_CSUM_BLANK, TxRequest};
 
 use super::testing::{namespace_with_bridge, plug_spec};
 use super::*;
