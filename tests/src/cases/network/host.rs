@@ -74,7 +74,7 @@ pub fn private(bench: &Bench) -> Result<()> {
         address.starts_with("192.168.122.") && address != "192.168.122.50",
         "the other guest has {address}"
     );
-    let found = other.sh("nslookup web 192.168.122.1")?;
+    let found = other.sh("nslookup -type=a web 192.168.122.1")?;
     check!(found.contains("192.168.122.50"), "the name `web` is not known: {found}");
     other.sh("ping -c 3 -W 10 192.168.122.50")?;
     for guest in [&mut web, &mut other] {
