@@ -279,6 +279,9 @@ impl SharedPlan {
             let change = LinkChange { mac: Some(&then.mac), ..LinkChange::default() };
             hands.set_link(now.index, &format!("set the address of {}", then.name), &change)?;
         }
+        if now.is_up() && !then.is_up() {
+            set_up(hands, &now, false)?;
+        }
         if now.mtu != then.mtu {
             let change = LinkChange { mtu: Some(then.mtu), ..LinkChange::default() };
             hands.set_link(now.index, &format!("set the mtu of {}", then.name), &change)?;
