@@ -217,6 +217,7 @@ fn take_down(
         name: name.clone(),
         what,
         error,
+        left: String::new(),
     })?;
     Ok(report)
 }
@@ -263,8 +264,12 @@ pub(super) fn repair_one(
     witness: &mut dyn Witness,
 ) -> Result<Report, HostNetError> {
     let file = |error| HostNetError::File { path: host.state(), error };
-    let failed =
-        |StepError { what, error }: StepError| HostNetError::NotUndone { name: name.to_owned(), what, error };
+    let failed = |StepError { what, error }: StepError| HostNetError::NotUndone {
+        name: name.to_owned(),
+        what,
+        error,
+        left: String::new(),
+    };
     if let Some(journal) = Journal::open(host, name, PENDING)? {
         let removing = journal.header.removing;
         let what = match (removing, journal.header.place().map_err(file)?) {

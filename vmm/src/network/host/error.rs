@@ -112,7 +112,7 @@ pub enum HostNetError {
     },
     /// Undoing failed.
     #[error(
-        "network {name}: cannot {what}: {error}, and not everything could be undone; `xvmm network repair {name}` tries again"
+        "network {name}: cannot {what}: {error}; not everything could be undone{left}; `xvmm network repair {name}` tries again"
     )]
     NotUndone {
         /// The network.
@@ -121,6 +121,8 @@ pub enum HostNetError {
         what: String,
         /// What the kernel or the program said.
         error: io::Error,
+        /// What could not be undone, in parentheses, if it is something else.
+        left: String,
     },
     /// A change was interrupted.
     #[error(

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::error::StepError;
-use super::netlink::{IFF_UP, Link, Message, NESTED, Netlink, c_string, nested};
+use super::netlink::{IFF_NOARP, IFF_UP, Link, Message, NESTED, Netlink, c_string, nested};
 use super::tools::Tools;
 use super::{Host, files};
 
@@ -41,6 +41,8 @@ pub(super) struct LinkChange<'a> {
     pub(super) mtu: Option<u32>,
     pub(super) txqlen: Option<u32>,
     pub(super) up: Option<bool>,
+    /// It answers no ARP any more.
+    pub(super) no_arp: bool,
     /// Index of the bridge; 0 for none.
     pub(super) master: Option<u32>,
 }
@@ -155,10 +157,10 @@ impl<'a> Hands<'a> {
         if let Some(master) = change.master {
             message.set(libc::IFLA_MASTER, master.to_ne_bytes());
         }
-        if let Some(up) = change.up {
-            message.set_header(8, &(if up { IFF_UP } else { 0 }).to_ne_bytes());
-            message.set_header(12, &IFF_UP.to_ne_bytes());
-        }
+        let arp = if change.no_arp { IFF_NOARP } else { 0 };
+        let (up, mask) = change.up.map_or((0, 0), |up| (if up { IFF_UP } else { 0 }, IFF_UP));
+        message.set_header(8, &(up | arp).to_ne_bytes());
+        message.set_header(12, &(mask | arp).to_ne_bytes());
         self.change(what.to_owned(), |netlink| netlink.request(&message, 0))
     }
 

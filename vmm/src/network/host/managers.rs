@@ -226,7 +226,11 @@ impl Managers {
                 let _ = fs::remove_dir(dir);
             }
         }
-        if removed { self.run_reloads(hands) } else { Ok(()) }
+        // Without it the manager goes on ignoring the uplink, which works all the same.
+        if removed && let Err(StepError { what, error }) = self.run_reloads(hands) {
+            tracing::warn!("cannot {what}: {error}");
+        }
+        Ok(())
     }
 
     fn run_reloads(&self, hands: &mut Hands<'_>) -> Done {

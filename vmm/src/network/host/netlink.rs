@@ -229,6 +229,8 @@ impl Link {
 
 /// IFF_UP of <linux/if.h>.
 pub(super) const IFF_UP: u32 = 1;
+/// IFF_NOARP of <linux/if.h>.
+pub(super) const IFF_NOARP: u32 = 0x80;
 
 /// A socket of route netlink in the network namespace of the thread that made it.
 pub(super) struct Netlink {

@@ -178,7 +178,10 @@ impl SharedPlan {
                 hands.create_bridge(bridge, &MacAddr::TAP.bytes(), Some(uplink.mtu))?;
                 no_ipv6(hands, bridge)?;
                 let link = hands.expect(bridge)?;
-                set_up(hands, &link, true)
+                // The kernel answers for all addresses of the host on all interfaces: without this, it would tell
+                // the neighbours the bridge's address as well as that of the host's end.
+                let change = LinkChange { up: Some(true), no_arp: true, ..LinkChange::default() };
+                hands.set_link(link.index, &format!("bring up {bridge}"), &change)
             }
             Step::Release => {
                 before.strip(hands)?;
@@ -275,6 +278,9 @@ impl SharedPlan {
         if now.mac != then.mac {
             let change = LinkChange { mac: Some(&then.mac), ..LinkChange::default() };
             hands.set_link(now.index, &format!("set the address of {}", then.name), &change)?;
+        }
+        if now.is_up() && !then.is_up() {
+            set_up(hands, &now, false)?;
         }
         if now.mtu != then.mtu {
             let change = LinkChange { mtu: Some(then.mtu), ..LinkChange::default() };

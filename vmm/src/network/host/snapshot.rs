@@ -1,10 +1,10 @@
 //! What an interface has, and how to give it to another one or back to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use serde::{Deserialize, Serialize};
 
 use super::error::StepError;
@@ -20,7 +20,8 @@ pub(super) struct Snapshot {
     taken_at: u64,
     /// Of IPv4 and IPv6, in the kernel's order.
     pub(super) addresses: Vec<Message>,
-    /// Of all interfaces; without the table `local`, which is the kernel's own.
+    /// Those that lead to the interface, and those of others that have a source address, which may be one of
+    /// the interface. Without the table `local`, which is the kernel's own.
     routes: Vec<Message>,
     /// All of them.
     rules: Vec<Message>,
@@ -70,7 +71,7 @@ impl Snapshot {
         Ok(Snapshot {
             taken_at: seconds(),
             addresses,
-            routes: routes(netlink)?,
+            routes: routes(netlink, link.index)?,
             rules: rules(netlink)?,
             neighbours: neighbours.collect(),
             sysctls: sysctls(&link.name),
@@ -199,8 +200,9 @@ impl Snapshot {
     /// interface that the kernel made and that it has not.
     fn apply_routes(&self, hands: &mut Hands<'_>) -> Done {
         let Snapshot { link, .. } = self;
-        let wanted: Vec<_> = self.routes.iter().map(route_key).collect();
-        for route in hands.read("list routes", routes)? {
+        let list = |netlink: &mut Netlink| routes(netlink, link.index);
+        let wanted: BTreeSet<_> = self.routes.iter().map(route_key).collect();
+        for route in hands.read("list routes", list)? {
             if route.u32(libc::RTA_OIF) == Some(link.index) && !wanted.contains(&route_key(&route)) {
                 let route = Message { kind: libc::RTM_DELROUTE, ..route };
                 ignore(hands.send("delete a route", &route, 0), &[libc::ESRCH])?;
@@ -211,8 +213,8 @@ impl Snapshot {
         }
         // A gateway has to be reachable by the routes before, in whatever order they were listed.
         loop {
-            let present = hands.read("list routes", routes)?;
-            let present: Vec<_> = present.iter().map(route_key).collect();
+            let present = hands.read("list routes", list)?;
+            let present: BTreeSet<_> = present.iter().map(route_key).collect();
             let missing = self.routes.iter().filter(|route| !present.contains(&route_key(route)));
             let mut failure = None;
             let mut progress = false;
@@ -221,7 +223,12 @@ impl Snapshot {
                 // Appended routes of IPv6 would become one with several ways.
                 let flags = if v6 { NLM_F_CREATE } else { NLM_F_CREATE | NLM_F_APPEND };
                 let what = format!("give {} a route", link.name);
-                match hands.send(&what, &as_request(route), flags) {
+                let mut result = hands.send(&what, &as_request(route), flags);
+                if v6 && matches!(&result, Err(error) if error.error.raw_os_error() == Some(libc::EEXIST)) {
+                    // One that has lost its source address is still the same for the kernel.
+                    result = hands.send(&what, &as_request(route), flags | NLM_F_REPLACE);
+                }
+                match result {
                     Ok(()) => progress = true,
                     Err(error) if error.error.raw_os_error() == Some(libc::EEXIST) => {}
                     Err(error) => failure = Some(error),
@@ -286,24 +293,37 @@ fn addresses(netlink: &mut Netlink, index: u32) -> io::Result<Vec<Message>> {
     Ok(addresses)
 }
 
-fn routes(netlink: &mut Netlink) -> io::Result<Vec<Message>> {
-    let mut routes = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        routes.extend(netlink.dump(libc::RTM_GETROUTE, u8::try_from(family).unwrap_or(0))?);
-    }
+/// The routes that a change of the interface may affect.
+fn routes(netlink: &mut Netlink, index: u32) -> io::Result<Vec<Message>> {
+    let mut routes = both_families(netlink, libc::RTM_GETROUTE)?;
     routes.retain(|route| {
         let table = route.u32(libc::RTA_TABLE).unwrap_or(u32::from(route.header_u8(4)));
-        table != u32::from(libc::RT_TABLE_LOCAL) && route.header_u32(8) & RTM_F_CLONED == 0
+        table != u32::from(libc::RT_TABLE_LOCAL)
+            && route.header_u32(8) & RTM_F_CLONED == 0
+            && (leads_to(route, index) || route.get(libc::RTA_PREFSRC).is_some())
     });
     Ok(routes)
 }
 
-fn rules(netlink: &mut Netlink) -> io::Result<Vec<Message>> {
-    let mut rules = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        rules.extend(netlink.dump(libc::RTM_GETRULE, u8::try_from(family).unwrap_or(0))?);
+fn leads_to(route: &Message, index: u32) -> bool {
+    let mut found = route.u32(libc::RTA_OIF) == Some(index);
+    let mut ways = route.get(libc::RTA_MULTIPATH).unwrap_or_default().to_vec();
+    each_way(&mut ways, |way| found |= way.get(4..8) == Some(index.to_ne_bytes().as_slice()));
+    found
+}
+
+fn both_families(netlink: &mut Netlink, kind: u16) -> io::Result<Vec<Message>> {
+    let mut messages = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6].map(|family| u8::try_from(family).unwrap_or(0)) {
+        let found = netlink.dump(kind, family)?;
+        // A kernel without IPv6 answers with what it has.
+        messages.extend(found.into_iter().filter(|message| message.header_u8(0) == family));
     }
-    Ok(rules)
+    Ok(messages)
+}
+
+fn rules(netlink: &mut Netlink) -> io::Result<Vec<Message>> {
+    both_families(netlink, libc::RTM_GETRULE)
 }
 
 fn sysctls(name: &str) -> BTreeMap<String, String> {

@@ -63,6 +63,8 @@ impl World {
             "-6 route add default via 2001:db8::1",
             "-6 route add 2001:db8:8::/48 via fe80::1 dev eth0 metric 30 expires 4000",
             "-6 route add 2001:db8:9::/48 nexthop via 2001:db8::2 nexthop via 2001:db8::3",
+            "-6 route add 2001:db8:a::/48 dev other src 2001:db8::10",
+            "-6 route add 2001:db8:b::/48 via 2001:db8::4 src 2001:db8::10 metric 7",
             "rule add pref 100 iif eth0 lookup 100",
             "rule add pref 101 oif eth0 fwmark 7 lookup 100",
             "rule add pref 102 from 192.0.2.11 lookup 100",

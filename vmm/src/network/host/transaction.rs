@@ -147,8 +147,8 @@ pub(super) fn run(
     match undo(host, journal, witness) {
         Ok(()) => Err(HostNetError::Undone { name, what, error }),
         Err(undoing) => {
-            tracing::error!("network {name}: cannot {}: {}", undoing.what, undoing.error);
-            Err(HostNetError::NotUndone { name, what, error })
+            let left = format!(" (cannot {}: {})", undoing.what, undoing.error);
+            Err(HostNetError::NotUndone { name, what, error, left })
         }
     }
 }
