@@ -341,6 +341,8 @@ impl ApiHandler for Obedient {
             DeviceChange::BlockAttach(_) => Ok(serde_json::json!({ "vdev": "xvdb" })),
             DeviceChange::BlockDetach(_) => Err(Failure::new(ExitStatus::DeviceKept, "it is kept")),
             DeviceChange::CdInsert(_) | DeviceChange::CdEject(_) => Ok(serde_json::Value::Null),
+            DeviceChange::NetworkAttach(_) => Ok(serde_json::json!({ "devid": 7 })),
+            DeviceChange::NetworkDetach(_) => Err(Failure::new(ExitStatus::DeviceKept, "it is kept")),
         });
         *self.0.borrow_mut() = Some(asked);
     }
@@ -451,8 +453,23 @@ fn an_attached_disk_is_told_by_its_name() {
 }
 
 #[test]
+fn interfaces_come_and_go() {
+    let host = Host::new();
+    let _web = Other::start(&host, false);
+    assert_eq!(stdout(host.xvmm(&["network-attach", "web", "bridge=br1", "rate=1MB/s"])), "7\n");
+    let asked = host.asked("NetworkAttach");
+    assert!(asked.contains(r#"spec: "bridge=br1,rate=1MB/s""#), "{asked}");
+    let output = host.xvmm(&["network-detach", "--force", "--timeout", "3", "web", "00:16:3e:00:00:01"]);
+    assert_eq!(output.status.code(), Some(ExitStatus::DeviceKept.code().into()));
+    let asked = host.asked("NetworkDetach");
+    assert!(asked.contains(r#"vif: "00:16:3e:00:00:01", force: true, timeout: Some(3s)"#), "{asked}");
+}
+
+#[test]
 fn a_specification_that_is_none_asks_nobody() {
     let host = Host::new();
+    host.refuses(&["network-attach", "nobody", "mtu=1"], ExitStatus::Usage, &["--net mtu=1: mtu `1`"]);
+    host.refuses(&["network-attach", "nobody"], ExitStatus::NoSuchDomain, &["nobody"]);
     host.refuses(
         &["block-attach", "nobody", "img,vdev=vda"],
         ExitStatus::InvalidVdev,
