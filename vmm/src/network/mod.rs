@@ -12,7 +12,7 @@ mod routed;
 mod rtnl;
 mod script;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use std::fs;
 use std::io;
