@@ -279,6 +279,83 @@ fn unsuitable_bridges_are_refused() {
 }
 
 #[test]
+fn interfaces_that_cannot_be_made_are_refused() {
+    let host = Host::new();
+    let table = [
+        ("fd=1000", ExitStatus::TapUnfit, "fd=1000: no open descriptor; let the caller"),
+        ("script=/no/script", ExitStatus::ScriptFailed, "script /no/script: no such program; without a path"),
+        ("script=vif-x", ExitStatus::ScriptFailed, "script /etc/xen/scripts/vif-x: no such program"),
+        ("rate=fast", ExitStatus::Usage, "rate `fast` is not a rate; write one like"),
+        ("ip=1.2.3", ExitStatus::Usage, "ip `1.2.3` is not an address; write addresses like"),
+        ("ip=127.0.0.1", ExitStatus::Usage, "ip 127.0.0.1 is no address that a guest sends from"),
+        ("devid=1,fd=3,bridge=a", ExitStatus::Usage, "fd= takes a tap as its caller has set it up"),
+    ];
+    for (spec, status, words) in table {
+        host.refuses(&["--kernel", "text", "--net", spec], status, &["--net", words]);
+    }
+    let twice = ["--kernel", "text", "--net", "devid=1", "--net", "devid=1"];
+    host.refuses(&twice, ExitStatus::SameVdev, &["two interfaces have the number 1"]);
+}
+
+#[test]
+fn a_descriptor_that_is_no_tap_is_refused() {
+    use std::os::fd::AsRawFd;
+    let host = Host::new();
+    let file = fs::File::open(host.path("text")).unwrap();
+    let fd = file.as_raw_fd();
+    let mut command = host.command(&["--kernel", "text", "--net", "fd=7"]);
+    // SAFETY: between fork and exec nothing but a system call with numbers is made.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut command, move || {
+            if libc::dup2(fd, 7) == 7 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        });
+    }
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(ExitStatus::TapUnfit.code().into()), "{said}");
+    assert!(said.contains("--net: fd=7: not a tap; open /dev/net/tun"), "{said}");
+}
+
+#[test]
+fn a_missing_nft_is_refused_with_its_package() {
+    let host = Host::new();
+    for (spec, words) in [
+        ("ip=192.0.2.7", "ip= needs the program nft; install the package nftables"),
+        ("mac-filter", "mac-filter needs the program nft"),
+    ] {
+        let mut command = host.command(&["--kernel", "text", "--net", spec]);
+        let output = command.env("XVMM_NFT", host.path("no-nft")).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(ExitStatus::FilterFailed.code().into()), "{said}");
+        assert!(said.contains(words) && said.lines().count() == 1, "{said}");
+    }
+}
+
+#[test]
+fn a_missing_capability_is_refused() {
+    const CAP_NET_ADMIN: libc::c_ulong = 12;
+    let host = Host::new();
+    let mut command = host.command(&["--kernel", "text", "--net", "xenbr0"]);
+    // SAFETY: between fork and exec nothing but a system call with numbers is made.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+            // Root gets what is in this set, and others have nothing to lose.
+            libc::prctl(libc::PR_CAPBSET_DROP, CAP_NET_ADMIN, 0, 0, 0);
+            Ok(())
+        });
+    }
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(ExitStatus::NetNotPermitted.code().into()), "{said}");
+    assert!(
+        said.contains(
+            "--net bridge=xenbr0: not permitted to change interfaces; run as root or with CAP_NET_ADMIN"
+        ),
+        "{said}"
+    );
+}
+
+#[test]
 fn an_unsuitable_run_folder_is_refused() {
     let host = Host::new();
     let long = host.text(&"x".repeat(100));
