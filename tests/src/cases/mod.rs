@@ -111,6 +111,7 @@ const TESTS: &[Test] = &[
     Test::new("net", OLD_LARGE, net::net).limit(3000),
     Test::new("net-filters", LARGE, vifs::filters),
     Test::new("net-hotplug", OLD, vifs::hotplug),
+    Test::new("net-vlans", SMALL, vifs::vlans).single(),
     Test::new("three-guests", SMALL, net::three_guests),
     Test::new("reboot", SMALL, life::reboot),
     Test::new("panic", OLD, life::panic),

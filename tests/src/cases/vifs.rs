@@ -153,3 +153,28 @@ pub fn hotplug(bench: &Bench) -> Result<()> {
     guest.ends_with(0)?;
     bench.nothing_is_left()
 }
+
+/// Guests of one VLAN of a bridge reach each other, and neither the host nor guests of another one.
+pub fn vlans(bench: &Bench) -> Result<()> {
+    bench.bridge("xenbr0", "10.0.0.1/24")?;
+    fs::write("/sys/class/net/xenbr0/bridge/vlan_filtering", "1")?;
+    let mut first = bench.guest().name("first").net("xenbr0,vlan=5").net("xenbr0").start()?;
+    let mut second = bench.guest().name("second").net("xenbr0,vlan=5").net("xenbr0,vlan=6").start()?;
+    address(&mut first, "eth0", "10.0.0.2/24")?;
+    address(&mut second, "eth0", "10.0.0.3/24")?;
+    ping(&mut first, "the VLAN of both", "eth0", "10.0.0.3", true)?;
+    ping(&mut first, "the host, which is in none", "eth0", "10.0.0.1", false)?;
+    for guest in [&mut first, &mut second] {
+        guest.sh("ip link set eth0 down")?;
+    }
+    address(&mut second, "eth1", "10.0.0.3/24")?;
+    address(&mut first, "eth1", "10.0.0.2/24")?;
+    ping(&mut second, "the host from another VLAN", "eth1", "10.0.0.1", false)?;
+    ping(&mut first, "the host from no VLAN", "eth1", "10.0.0.1", true)?;
+    ping(&mut first, "a guest of another VLAN", "eth1", "10.0.0.3", false)?;
+    for mut guest in [first, second] {
+        guest.send("poweroff -f")?;
+        guest.ends_with(0)?;
+    }
+    bench.nothing_is_left()
+}
