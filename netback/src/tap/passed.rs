@@ -105,7 +105,13 @@ impl Tap {
             let size = libc::c_int::try_from(VNET_HDR).unwrap_or(10);
             tun_ioctl(fd, libc::TUNSETVNETHDRSZ, Argument::Int(size)).map_err(host)?;
         }
-        let tap = Self { _guard: None, name: name.clone(), active: AtomicUsize::new(queues.len()), queues };
+        let tap = Self {
+            _guard: None,
+            name: name.clone(),
+            active: AtomicUsize::new(queues.len()),
+            queues,
+            stand_in: false,
+        };
         tap.set_carrier(false).map_err(|error| TapError::Host { name, error })?;
         Ok(tap)
     }

@@ -20,7 +20,7 @@ use std::path::Path;
 
 pub use error::NetworkError;
 pub use netback::{MacAddr, MacError, Tap};
-use netback::{ToolstackKeys, VifConfig};
+use netback::{Rate, ToolstackKeys, VifConfig};
 
 use crate::config::{NetConfig, VifScript, VifType};
 use filter::Filter;
@@ -120,7 +120,10 @@ pub fn plug(net: &NetConfig, domid: u16, folder: &Path) -> Result<(VifConfig, Ta
         backend: backend_keys(net),
         frontend: vec![("trusted".to_owned(), u8::from(net.trusted).to_string())],
     };
-    Ok((VifConfig { index: devid, mac, vifname, mtu, toolstack }, tap))
+    let rate = net
+        .rate
+        .map(|rate| Rate { bytes_per_interval: rate.bytes_per_interval, interval_us: rate.interval_us });
+    Ok((VifConfig { index: devid, mac, vifname, mtu, rate, toolstack }, tap))
 }
 
 /// Makes the tap `name`, configures it, and plugs it in; with its MTU.
@@ -189,7 +192,6 @@ fn backend_keys(net: &NetConfig) -> Vec<(String, String)> {
         ("script", Some(net.script_path()).filter(|_| net.fds.is_empty())),
         ("ip", Some(ips.join(" ")).filter(|ips| !ips.is_empty())),
         ("gatewaydev", net.gatewaydev.clone()),
-        ("rate", net.rate.map(|rate| format!("{},{}", rate.bytes_per_interval, rate.interval_us))),
         ("vlan", net.vlan.map(|vlan| vlan.to_string())),
         ("type", Some(kind.to_owned())),
     ];
@@ -205,6 +207,7 @@ fn script_keys(net: &NetConfig, devid: u32, mac: MacAddr, domid: u16) -> Vec<(St
         ("state", Some("1".to_owned())),
         ("handle", Some(devid.to_string())),
         ("mac", Some(mac.to_string())),
+        ("rate", net.rate.map(|rate| format!("{},{}", rate.bytes_per_interval, rate.interval_us))),
         ("mtu", net.mtu.map(|mtu| mtu.to_string())),
         ("hotplug-status", Some(String::new())),
     ];
