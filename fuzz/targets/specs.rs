@@ -24,7 +24,10 @@ fuzz_target!(|data: &[u8]| {
                 for name in [net.bridge(), net.vifname.as_deref(), net.gatewaydev.as_deref()] {
                     assert!(name.is_none_or(netback::is_interface_name), "{net:?}");
                 }
-                assert!(net.rate.is_none_or(|rate| rate.bytes_per_interval > 0 && rate.interval_us > 0), "{net:?}");
+                assert!(
+                    net.rate.is_none_or(|rate| rate.bytes_per_interval > 0 && rate.interval_us > 0),
+                    "{net:?}"
+                );
                 assert!((1..=16).contains(&net.queue_count()), "{net:?}");
                 let written = net.to_string();
                 assert_eq!(written.parse().as_ref(), Ok(&net), "{written:?}");

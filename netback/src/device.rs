@@ -376,7 +376,8 @@ impl BackendDevice for NetDevice {
         ];
         let features = features.map(|(key, value)| (key, value.to_owned()));
         let rate = rate.map(|rate| ("rate", rate.key()));
-        let keys = config.into_iter().chain(rate).chain(features).map(|(key, value)| (key.to_owned(), value));
+        let keys = config.into_iter().chain(rate).chain(features);
+        let keys = keys.map(|(key, value)| (key.to_owned(), value));
         keys.chain(toolstack.backend.iter().cloned()).collect()
     }
 

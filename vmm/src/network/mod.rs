@@ -13,7 +13,7 @@ mod routed;
 mod rtnl;
 mod script;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use std::fs;
 use std::io;
@@ -208,6 +208,7 @@ fn script_keys(net: &NetConfig, devid: u32, mac: MacAddr, domid: u16) -> Vec<(St
         ("state", Some("1".to_owned())),
         ("handle", Some(devid.to_string())),
         ("mac", Some(mac.to_string())),
+        ("rate", net.rate.map(|rate| format!("{},{}", rate.bytes_per_interval, rate.interval_us))),
         ("mtu", net.mtu.map(|mtu| mtu.to_string())),
         ("hotplug-status", Some(String::new())),
     ];

@@ -2,7 +2,7 @@
 //!
 //! A chain is called `vif/NAME/INDEX`, after the interface's name and index. An index is not used again while the
 //! host runs, so a chain whose interface is gone is told from that of a new interface with the same name, and can be
-//! removed by anybody at any time without a lock. Characters that nft does not take in a name are written as `/xx`.
+//! removed by anybody at any time without a lock.
 
 use std::ffi::CString;
 use std::path::PathBuf;
@@ -60,14 +60,7 @@ pub(super) fn program(what: &str) -> Result<PathBuf, NetworkError> {
 
 /// Name of the chain of the interface.
 fn chain_name(interface: &str, index: u32) -> String {
-    let mut name = "vif/".to_owned();
-    for byte in interface.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => name.push(byte.into()),
-            _ => name += &format!("/{byte:02x}"),
-        }
-    }
-    name + &format!("/{index}")
+    format!("vif/{interface}/{index}")
 }
 
 /// Index of the interface of this name.

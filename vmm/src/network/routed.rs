@@ -82,3 +82,7 @@ fn set(family: &str, interface: &str, what: &str) {
         tracing::warn!("{path}: {error}: the guest may not be reached from outside");
     }
 }
+
+#[cfg(test)]
+#[path = "routed_tests.rs"]
+mod tests;

@@ -141,3 +141,7 @@ impl StoreThread {
         self.thread.join().ok()
     }
 }
+
+#[cfg(test)]
+#[path = "script_tests.rs"]
+mod tests;

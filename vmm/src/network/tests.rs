@@ -93,7 +93,7 @@ fn the_errors_without_permission_say_so() {
         (plug_spec("xenbr0", 1).unwrap_err(), bridge.unwrap_err())
     });
     let (tap, bridge) = errors.join().unwrap();
-    assert!(matches!(&tap, NetworkError::NotPermitted(what) if what == "bridge=xenbr0"), "{tap}");
+    assert!(matches!(&tap, NetworkError::NotPermitted(what) if what == "bridge=xenbr0,devid=0"), "{tap}");
     assert!(matches!(bridge, NetworkError::NotPermitted(_)), "{bridge}");
 }
 

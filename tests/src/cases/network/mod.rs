@@ -10,6 +10,7 @@ use crate::packages::run;
 pub mod host;
 pub mod offloads;
 pub mod traffic;
+pub mod vifs;
 pub mod xdp;
 
 /// Time of one measurement; generous, since the processor is emulated.

@@ -229,7 +229,7 @@ impl NetConfig {
         match key {
             "bridge" => self.named_bridge = Some(interface_name(key, value)?),
             "mac" => self.mac = Some(parse_mac(value)?),
-            "vifname" => self.vifname = Some(interface_name(key, value)?),
+            "vifname" => self.vifname = Some(own_name(key, value)?),
             "gatewaydev" => self.gatewaydev = Some(interface_name(key, value)?),
             "script" => self.script = value.parse().map_err(syntax)?,
             "ip" => self.ips = ip::parse_list(value).map_err(syntax)?,
@@ -332,8 +332,18 @@ fn interface_name(key: &str, name: &str) -> Result<String, Problem> {
     if is_interface_name(name) {
         return Ok(name.to_owned());
     }
+    Err(not_a_name(key, name))
+}
+
+fn not_a_name(key: &str, name: &str) -> Problem {
     let rule = "not the name of an interface; use 1 to 15 letters, digits, `-`, `_` and dots";
-    Err(Problem::Syntax(format!("{key} `{name}` is {rule}")))
+    Problem::Syntax(format!("{key} `{name}` is {rule}"))
+}
+
+/// A name that we give. Those with other characters, which the kernel takes as well, cannot be written in rules.
+fn own_name(key: &str, name: &str) -> Result<String, Problem> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    interface_name(key, if name.bytes().all(plain) { name } else { "" }).map_err(|_| not_a_name(key, name))
 }
 
 fn parse_mac(text: &str) -> Result<MacAddr, Problem> {

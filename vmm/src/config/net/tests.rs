@@ -183,6 +183,8 @@ fn wrong_specifications_and_their_sentences() {
         ("bridge=", name("bridge", "")),
         ("../../etc", name("bridge", "../../etc")),
         ("vifname=a234567890123456", name("vifname", "a234567890123456")),
+        ("vifname=a@b", name("vifname", "a@b")),
+        ("vifname=\"\"\"\"\"\"", name("vifname", "\"\"")),
         ("gatewaydev=a b", name("gatewaydev", "a b")),
         ("mtu=67", "mtu `67` is not a number of bytes from 68 to 65521".into()),
         ("mtu=+1500", "mtu `+1500` is not a number of bytes from 68 to 65521".into()),
