@@ -79,6 +79,15 @@ fn connected_with_control(mtu: u16, queues: usize) -> (Rig, Control) {
     (rig, control)
 }
 
+impl Rig {
+    /// Posts pages in the first `queues` queues.
+    fn post_all(&mut self, queues: usize, pages: usize) {
+        for queue in 0..queues {
+            self.post(queue, pages);
+        }
+    }
+}
+
 /// A TCP frame of a flow of its own.
 fn flow(port: u8, payload: usize) -> Vec<u8> {
     let mut frame = tcp_frame(false, payload);
@@ -158,7 +167,7 @@ fn each_frame_has_its_hash() {
 fn the_table_decides_which_queue_a_flow_comes_in() {
     let (mut rig, mut control) = connected_with_control(1500, 4);
     let config = control.hash_all(&mut rig, &[3, 1, 2, 0, 1]);
-    (0..4).for_each(|queue| drop(rig.post(queue, 200)));
+    rig.post_all(4, 200);
     for port in 0..40 {
         let frame = flow(port, 100);
         let queue = config.queue(config.hash(&frame, frame.len()), 4).unwrap();
@@ -185,7 +194,7 @@ fn the_table_decides_which_queue_a_flow_comes_in() {
 fn large_frames_are_steered_too() {
     for mtu in [1500, 9000] {
         let (mut rig, mut control) = connected_with_control(mtu, 2);
-        (0..2).for_each(|queue| drop(rig.post(queue, 240)));
+        rig.post_all(2, 240);
         for queue in [0, 1] {
             let config = control.hash_all(&mut rig, &[queue]);
             let gso = Some(Gso { size: 1448, kind: GsoKind::TcpV4 });
@@ -348,7 +357,7 @@ fn a_headroom_changes_under_traffic_without_a_frame_lost() {
 fn all_queues_go_by_a_headroom_before_it_is_in_force() {
     let mut rig = Rig::new(1500, 4);
     rig.connect(4, true, LINUX);
-    (0..4).for_each(|queue| drop(rig.post(queue, 60)));
+    rig.post_all(4, 60);
     rig.guest.domain.kick.read().ok();
     rig.change_key("xdp-headroom", 256);
     wait("the main thread to be told", || rig.guest.domain.kick.read().is_ok());
@@ -421,7 +430,7 @@ fn headroom_hash_and_offload_come_together() {
     let (mut rig, mut control) = connected_with_control(1500, 2);
     let config = control.hash_all(&mut rig, &[1]);
     rig.set_headroom(256);
-    (0..2).for_each(|queue| drop(rig.post(queue, 100)));
+    rig.post_all(2, 100);
     for port in 0..10 {
         let frame = flow(port, 500);
         rig.host.send(blank(false, None).emit(), &frame).unwrap();

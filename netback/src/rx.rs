@@ -696,9 +696,19 @@ impl Rx {
         Some(())
     }
 
-    /// Shows the responses; true: the guest wants an event.
-    pub(crate) fn publish(&mut self) -> bool {
+    /// Shows the responses, and notes that there were some; true: the guest wants an event.
+    pub(crate) fn publish(&mut self, shown: &mut bool) -> bool {
+        *shown |= self.ring.has_unpublished();
         self.ring.publish()
+    }
+
+    /// Whether pages came that frames wait for.
+    pub(crate) fn is_filled(&self) -> bool {
+        self.starved && self.ring.pending().is_ok_and(|count| count >= self.missing())
+    }
+
+    fn missing(&self) -> u32 {
+        u32::try_from(self.layout.wanted().saturating_sub(self.posted.len())).unwrap_or(1).max(1)
     }
 
     /// Before sleeping: true if the pages that frames wait for came meanwhile. While none waits, no event is
@@ -707,8 +717,7 @@ impl Rx {
         if !self.starved {
             return Ok(false);
         }
-        let wanted = self.layout.wanted().saturating_sub(self.posted.len());
-        self.ring.final_check_for(u32::try_from(wanted).unwrap_or(1).max(1))
+        self.ring.final_check_for(self.missing())
     }
 
     /// Gives the pages back that no frame came for. No read is under way.

@@ -84,14 +84,23 @@ impl Tx {
         self.slots.len() - self.free.len()
     }
 
-    /// Starts to send up to [`BATCH`] packets.
+    /// Whether the frontend has sent packets.
+    pub(crate) fn is_filled(&self) -> bool {
+        self.ring.pending().is_ok_and(|count| count > 0)
+    }
+
+    /// Starts to send up to [`BATCH`] packets, of half the ring: the guest fills one half while the other is sent.
     pub(crate) fn run(
         &mut self,
         link: &Link,
         engine: &mut impl Engine,
         now: Instant,
     ) -> Result<Left, TxFatal> {
+        let mut slots = 0;
         for _ in 0..BATCH {
+            if slots >= self.ring.nr_entries() as usize / 2 {
+                break;
+            }
             if let Some(credit) = &link.credit
                 && let Some(delay) = credit.delay(now)
                 && self.ring.pending()? > 0
@@ -108,6 +117,7 @@ impl Tx {
             if taken == Taken::Nothing {
                 return Ok(Left::Nothing);
             }
+            slots += slot.packet.ids().len();
             if let Some(credit) = &link.credit {
                 credit.charge(slot.packet.len());
             }
@@ -184,8 +194,9 @@ impl Tx {
         self.free.push(token);
     }
 
-    /// Shows the responses; true: the guest wants an event.
-    pub(crate) fn publish(&mut self) -> bool {
+    /// Shows the responses, and notes that there were some; true: the guest wants an event.
+    pub(crate) fn publish(&mut self, shown: &mut bool) -> bool {
+        *shown |= self.ring.has_unpublished();
         self.ring.publish()
     }
 

@@ -145,6 +145,11 @@ impl BackRing {
         self.rsp_prod = self.rsp_prod.wrapping_add(1);
     }
 
+    /// Whether responses were pushed that the frontend was not shown.
+    pub fn has_unpublished(&self) -> bool {
+        self.rsp_published != self.rsp_prod
+    }
+
     /// Shows all pushed responses to the frontend; true: it asked to be notified of one of them.
     pub fn publish(&mut self) -> bool {
         let (old, new) = (self.rsp_published, self.rsp_prod);

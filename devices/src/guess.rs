@@ -6,7 +6,7 @@ const MOST_DOUBTS: u32 = 8;
 
 /// Whether something will come as it did before.
 #[derive(Debug, Default)]
-pub(crate) struct Guess {
+pub struct Guess {
     doubts: u32,
     /// Occasions that are let pass for now.
     skipped: u32,
@@ -14,7 +14,7 @@ pub(crate) struct Guess {
 
 impl Guess {
     /// Whether to try, this time; [`Guess::came`] then tells what came of it.
-    pub(crate) fn is_worth_a_try(&mut self) -> bool {
+    pub fn is_worth_a_try(&mut self) -> bool {
         if self.skipped > 0 {
             self.skipped -= 1;
             return false;
@@ -23,7 +23,7 @@ impl Guess {
     }
 
     /// Whether the guess was right.
-    pub(crate) fn came(&mut self, right: bool) {
+    pub fn came(&mut self, right: bool) {
         self.doubts = if right { self.doubts.saturating_sub(1) } else { (self.doubts + 2).min(MOST_DOUBTS) };
         self.skipped = (1 << self.doubts) - 1;
     }
