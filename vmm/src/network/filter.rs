@@ -119,8 +119,9 @@ fn v6_rules(own: &[Network]) -> Vec<String> {
 /// What comes from an own address is allowed, but for claims about others'. A part that cannot be looked at is no
 /// claim, for receivers ignore neighbour discovery in fragments (RFC 6980).
 fn from_own_v6(own: &[Network]) -> Vec<String> {
+    // By their numbers: the names of protocols are in a file that small hosts do not have.
     let mut rules = vec![
-        "meta l4proto != ipv6-icmp accept".to_owned(),
+        "meta l4proto != 58 accept".to_owned(),
         "frag frag-off != 0 accept".to_owned(),
         "icmpv6 type { nd-router-advert, nd-redirect } drop".to_owned(),
         "icmpv6 type != nd-neighbor-advert accept".to_owned(),

@@ -64,12 +64,14 @@ pub fn filters(bench: &Bench) -> Result<()> {
     let lease = lease?;
     check!(lease.contains("10.0.0.2"), "DHCP gave another address: {lease}");
 
-    guest.sh("ip addr add 10.0.0.2/24 dev eth0 && ip -6 addr add fd00::2/64 dev eth0 nodad")?;
+    // Its addresses are usable at once.
+    guest.sh("echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad")?;
+    guest.sh("ip addr add 10.0.0.2/24 dev eth0 && ip -6 addr add fd00::2/64 dev eth0")?;
     ping(&mut guest, "its IPv4 address", "10.0.0.2", "10.0.0.1", true)?;
     ping(&mut guest, "its IPv6 address", "fd00::2", "fd00::1", true)?;
     check!(host_reaches("10.0.0.2")?, "the host does not reach the guest");
 
-    guest.sh("ip addr add 10.0.0.3/24 dev eth0 && ip -6 addr add fd00::3/64 dev eth0 nodad")?;
+    guest.sh("ip addr add 10.0.0.3/24 dev eth0 && ip -6 addr add fd00::3/64 dev eth0")?;
     ping(&mut guest, "a forged IPv4 address", "10.0.0.3", "10.0.0.1", false)?;
     ping(&mut guest, "a forged IPv6 address", "fd00::3", "fd00::1", false)?;
     // Its answers to ARP for that address are stopped.
