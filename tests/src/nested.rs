@@ -38,6 +38,15 @@ pub struct Host {
     pub script: String,
     /// Connect its console to this terminal instead of a pipe.
     pub interactive: bool,
+    /// The folder of a QEMU to take instead of the installed one (see [`unpacked`]).
+    pub emulator: Option<PathBuf>,
+}
+
+/// The command of a QEMU in a folder of its own: `bin`, `lib` with all its libraries, `share` with its firmware.
+pub fn unpacked(folder: &Path) -> Command {
+    let mut command = Command::new(folder.join("bin/qemu-system-x86_64"));
+    command.env("LD_LIBRARY_PATH", folder.join("lib")).arg("-L").arg(folder.join("share"));
+    command
 }
 
 impl Host {
@@ -61,6 +70,7 @@ impl Host {
             archives: Vec::new(),
             script,
             interactive: false,
+            emulator: None,
         })
     }
 
@@ -101,7 +111,10 @@ impl Host {
         drop(file);
 
         let (pulse, theirs) = UnixStream::pair()?;
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = match &self.emulator {
+            Some(folder) => unpacked(folder),
+            None => Command::new("qemu-system-x86_64"),
+        };
         command
             .args(["-accel", "tcg,thread=multi,tb-size=1024", "-M", "q35", "-cpu", "max"])
             .args(["-smp", &self.processors.to_string()])

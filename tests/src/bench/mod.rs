@@ -232,6 +232,7 @@ fn nested(
     host.memory = HOST_MIB;
     // QEMU as a guest's VMM does not boot reliably on one.
     host.processors = 2;
+    host.emulator = Some(made.folder.join("qemu"));
     host.programs.push(("/usr/bin/xvmm".to_owned(), xvmm.to_owned()));
     host.files.push(("/tests/brd.ko".to_owned(), made.ram_disk_module.clone()));
     host.take(&made.folder, "/tests/bench")?;

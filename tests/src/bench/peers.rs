@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::guest;
+use crate::{guest, nested};
 
 /// RAM of the guest in MiB.
 pub const MEMORY_MIB: u64 = 256;
@@ -115,9 +115,7 @@ impl Peer {
             command.args(["--net", &format!("bridge={BRIDGE},mac={MAC}")]);
             return command;
         }
-        let qemu = material.join("qemu");
-        let mut command = Command::new(qemu.join("bin/qemu-system-x86_64"));
-        command.env("LD_LIBRARY_PATH", qemu.join("lib")).arg("-L").arg(qemu.join("share"));
+        let mut command = nested::unpacked(&material.join("qemu"));
         command.args(["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);
         command.args(["-monitor", "none", "-serial", "stdio", "-cpu", "host", "-smp", "1"]);
         command.args(["-m", &MEMORY_MIB.to_string()]);

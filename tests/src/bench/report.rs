@@ -128,7 +128,7 @@ impl Figures {
         let place = match place {
             Place::Direct => "directly on this machine's KVM",
             Place::Nested => {
-                "in the nested host: below QEMU's emulation of a processor, so only ratios mean something"
+                "in the nested host, whose processor the peer's QEMU emulates: only ratios mean something"
             }
         };
         let mut text = format!(
