@@ -76,13 +76,13 @@ impl World {
         for (key, value) in [("ipv4/conf/eth0/rp_filter", "2"), ("ipv6/conf/eth0/accept_ra", "0")] {
             std::fs::write(format!("/proc/sys/net/{key}"), value).unwrap();
         }
-        // The kernel tests its own address for a second.
-        wait("the link-local addresses", || !ip("-6 address show tentative").contains("tentative"));
         world
     }
 
     /// Everything that is to be as it was, line by line.
     pub(super) fn state(&self) -> String {
+        // The kernel tests its own addresses for a second.
+        wait("the link-local addresses", || !ip("-6 address show tentative").contains("tentative"));
         let mut lines = Vec::new();
         for command in [
             "-d link",
