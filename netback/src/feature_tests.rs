@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
 use devices::testing::FrontRing;
-use devices::xen::types::Port;
-use devices::xen::xenbus::BackendDevice;
+use devices::xen::types::{DomId, Port};
+use devices::xen::xenbus::{BackendDevice, Store, Xenbus};
 
+use crate::NetDevice;
 use crate::control::{CTRL_ENTRY, CTRL_RESPONSE, CtrlRequest};
 use crate::hash::{ALL_KINDS, HashConfig};
 use crate::protocol::{Gso, GsoKind, RXF_CSUM_BLANK, RXF_EXTRA_INFO, TXF_EXTRA_INFO, TxRequest};
+use crate::tap::Tap;
 use crate::testing::{assert_checksum, tcp_frame, wait};
 use crate::vif_tests::{
     ERROR, LINUX, NULL, OKAY, PAGE, PLAIN, Received, Rig, assert_all_given_back, blank, ethernet,
@@ -439,5 +441,69 @@ fn headroom_hash_and_offload_come_together() {
         others.push([5, 0, 0, 1, 0, 0, 0, 0]);
         assert_eq!((received.headroom, received.others), (256, others));
         assert_eq!((received.flags & RXF_CSUM_BLANK, received.frame), (RXF_CSUM_BLANK, frame));
+    }
+}
+
+#[derive(Default)]
+struct MemoryStore(std::collections::BTreeMap<String, String>);
+
+impl Store for MemoryStore {
+    fn read(&self, path: &str) -> Option<String> {
+        self.0.get(path).cloned()
+    }
+    fn write(&mut self, path: &str, value: &str) {
+        self.0.insert(path.into(), value.into());
+    }
+    fn remove(&mut self, path: &str) {
+        self.0.remove(path);
+    }
+    fn make_directory(&mut self, _: &str, _: DomId, _: DomId) {}
+}
+
+#[test]
+fn an_xdp_program_comes_and_goes_as_linux_does_it() {
+    const FRONT: &str = "/local/domain/1/device/vif/0";
+    let mut rig = Rig::new(1500, 2);
+    rig.prepare(2, true, LINUX);
+    let mut store = MemoryStore::default();
+    let mut xenbus = Xenbus::new(DomId(1), rig.guest.domain.clone());
+    let spare = NetDevice::new(rig.device.config().clone(), Tap::create("spare", 1).unwrap());
+    let device = std::mem::replace(&mut rig.device, spare);
+    xenbus.add(&mut store, Box::new(device)).unwrap();
+    for (key, value) in &rig.guest.keys {
+        store.write(&format!("{FRONT}/{key}"), value);
+    }
+    let write = |store: &mut MemoryStore, xenbus: &mut Xenbus, key: &str, value: u16| {
+        store.write(&format!("{FRONT}/{key}"), &value.to_string());
+        xenbus.frontend_changed(store, &format!("{FRONT}/{key}"));
+    };
+    let back = |store: &MemoryStore| store.read("/local/domain/0/backend/vif/1/0/state").unwrap();
+    write(&mut store, &mut xenbus, "state", 4);
+    assert_eq!(back(&store), "4");
+    rig.host.notice_carrier();
+    rig.post_all(2, 200);
+    for headroom in [256, 0, 256, 0] {
+        // The state first, as xennet_xdp_set() has it.
+        write(&mut store, &mut xenbus, "state", 7);
+        write(&mut store, &mut xenbus, "xdp-headroom", headroom);
+        wait("the backend to be Reconfigured", || {
+            let _ = rig.guest.domain.kick.read();
+            xenbus.kicked(&mut store);
+            back(&store) == "8"
+        });
+        write(&mut store, &mut xenbus, "state", 4);
+        assert_eq!(back(&store), "4");
+        // From now on all frames have it, in whatever queue.
+        for port in 0..16 {
+            rig.host.send(PLAIN, &flow(port, 50)).unwrap();
+        }
+        for _ in 0..16 {
+            let mut queue = 0;
+            wait("a frame", || {
+                queue = 1 - queue;
+                rig.pairs[queue].rx.rsp_cons != rig.pairs[queue].rx.rsp_prod(&rig.guest)
+            });
+            assert_eq!(rig.receive(queue).headroom, headroom);
+        }
     }
 }
