@@ -14,6 +14,7 @@ use crate::domain::preflight::{FileProblem, PreflightError};
 use crate::domain::{DomainEntry, DomainError, StorageError};
 use crate::machine::MachineError;
 use crate::network::NetworkError;
+use crate::network::host::HostNetError;
 use crate::storage::{IscsiError, IscsiProblem};
 
 /// Declares the statuses with the sentence that `xvmm --help` and the documentation show.
@@ -84,6 +85,18 @@ statuses! {
     NoSuchDevice = 54 "the guest has no such device";
     DeviceBusy = 55 "the device is just being attached or detached";
     DeviceKept = 56 "the guest does not let go of the device";
+    NetworkExists = 60 "there is a network or an interface of the name already, and it is something else";
+    NoSuchNetwork = 61 "there is no network of this name";
+    UplinkUnusable = 62 "the uplink does not exist, or cannot be a port of a bridge";
+    SubnetTaken = 63 "the subnet of a private network overlaps with another one";
+    PortTaken = 64 "a port that dnsmasq needs is taken";
+    ToolMissing = 65 "a program that a network needs is not installed";
+    NetworkNotPermitted = 66 "not permitted to change the host's network";
+    ManagerInTheWay = 67 "a program that looks after the uplink would undo the change";
+    NetworkUndone = 68 "the change of a network failed, and everything is as it was before";
+    NetworkHalfMade = 69 "the change of a network was interrupted, waits to be confirmed, or could not be undone";
+    NothingToConfirm = 70 "no change of the network waits to be confirmed";
+    NetworkInUse = 71 "guests are plugged into the network";
 }
 
 impl ExitStatus {
@@ -264,6 +277,31 @@ impl From<NetworkError> for Failure {
             | NetworkError::Mtu { .. }
             | NetworkError::Interface { .. }
             | NetworkError::Host { .. } => ExitStatus::TapFailed,
+        };
+        Failure::new(status, error)
+    }
+}
+
+impl From<HostNetError> for Failure {
+    fn from(error: HostNetError) -> Failure {
+        let status = match &error {
+            HostNetError::Name { .. } | HostNetError::Invalid { .. } => ExitStatus::Usage,
+            HostNetError::Exists { .. } => ExitStatus::NetworkExists,
+            HostNetError::Unknown(_) => ExitStatus::NoSuchNetwork,
+            HostNetError::Uplink { .. } => ExitStatus::UplinkUnusable,
+            HostNetError::Overlap { .. } => ExitStatus::SubnetTaken,
+            HostNetError::PortTaken { .. } => ExitStatus::PortTaken,
+            HostNetError::ToolMissing { .. } => ExitStatus::ToolMissing,
+            HostNetError::NotPermitted(_) => ExitStatus::NetworkNotPermitted,
+            HostNetError::Manager { .. } => ExitStatus::ManagerInTheWay,
+            HostNetError::Undone { .. } => ExitStatus::NetworkUndone,
+            HostNetError::HalfMade(_) | HostNetError::NotUndone { .. } => ExitStatus::NetworkHalfMade,
+            HostNetError::NothingToConfirm(_) => ExitStatus::NothingToConfirm,
+            HostNetError::InUse { .. } => ExitStatus::NetworkInUse,
+            HostNetError::OtherNamespace(_)
+            | HostNetError::File { .. }
+            | HostNetError::Damaged { .. }
+            | HostNetError::Host { .. } => ExitStatus::HostError,
         };
         Failure::new(status, error)
     }

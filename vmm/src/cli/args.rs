@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::network_args::NetworkArgs;
 use crate::exit::ExitStatus;
 
 const EXAMPLES: &str = "\
@@ -87,6 +88,8 @@ pub(super) enum Command {
     NetworkDetach(NetworkDetachArgs),
     /// List the network interfaces of a guest
     NetworkList(BlockListArgs),
+    /// Make and take away networks of the host: xenbr0 with a network card in it, virbr0 of the host alone
+    Network(NetworkArgs),
 }
 
 #[derive(Debug, Args)]
@@ -235,7 +238,7 @@ pub(super) struct NetworkDetachArgs {
 
 /// Puts `run` where the command is missing: `xvmm --kernel x` is `xvmm run --kernel x`.
 pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    const COMMANDS: [&str; 20] = [
+    const COMMANDS: [&str; 21] = [
         "run",
         "list",
         "console",
@@ -251,6 +254,7 @@ pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> 
         "network-attach",
         "network-detach",
         "network-list",
+        "network",
         "help",
         "-h",
         "--help",
@@ -301,6 +305,7 @@ mod tests {
             ("xvmm --run-dir list --kernel x", "xvmm run --run-dir list --kernel x"),
             ("xvmm --run-dir x list", "xvmm --run-dir x list"),
             ("xvmm --run-dir=x list", "xvmm --run-dir=x list"),
+            ("xvmm network list", "xvmm network list"),
             ("xvmm block-attach web a.img", "xvmm block-attach web a.img"),
             ("xvmm --version", "xvmm --version"),
             ("xvmm frobnicate", "xvmm run frobnicate"),

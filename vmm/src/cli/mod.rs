@@ -12,6 +12,8 @@ mod list;
 mod net_attach;
 mod net_detach;
 mod net_list;
+mod network;
+mod network_args;
 mod run;
 mod shutdown;
 
@@ -58,6 +60,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>, runner: Runner) -> ExitCod
         Command::NetworkAttach(args) => net_attach::net_attach(&run_dir, &args),
         Command::NetworkDetach(args) => net_detach::net_detach(&run_dir, &args),
         Command::NetworkList(args) => net_list::net_list(&run_dir, &args),
+        Command::Network(args) => network::network(&run_dir, args),
     };
     result.unwrap_or_else(|failure| complain(&failure)).into()
 }

@@ -6,6 +6,7 @@
 
 mod error;
 mod filter;
+pub mod host;
 mod interface;
 mod nft;
 mod routed;
