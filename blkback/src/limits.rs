@@ -7,53 +7,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use devices::bucket::Bucket;
+
 /// What may be used at once after a pause, as a part of what one second gives.
 const BURST: Duration = Duration::from_millis(100);
 /// The shortest sleep of a queue that has to wait: what has gathered meanwhile is then served in one go.
 const QUANTUM: Duration = Duration::from_millis(1);
 
-/// A bucket that fills at `rate` per second. Amounts are in billionths, so that a nanosecond gives `rate`.
-#[derive(Debug)]
-struct Bucket {
-    rate: u64,
-    /// Below zero: debt.
-    level: i128,
-}
-
-const UNIT: i128 = 1_000_000_000;
-
-impl Bucket {
-    fn new(rate: u64) -> Self {
-        let mut bucket = Self { rate: rate.max(1), level: 0 };
-        bucket.level = bucket.capacity();
-        bucket
-    }
-
-    fn gain(&self, time: Duration) -> i128 {
-        i128::from(self.rate) * i128::try_from(time.as_nanos()).unwrap_or(i128::MAX >> 64)
-    }
-
-    fn capacity(&self) -> i128 {
-        // At least what one request needs to begin with.
-        self.gain(BURST).max(UNIT)
-    }
-
-    fn fill(&mut self, time: Duration) {
-        self.level = (self.level + self.gain(time)).min(self.capacity());
-    }
-
-    fn take(&mut self, amount: u64) {
-        self.level -= i128::from(amount) * UNIT;
-    }
-
-    /// Until there is something in it.
-    fn delay(&self) -> Duration {
-        if self.level > 0 {
-            return Duration::ZERO;
-        }
-        let nanos = (-self.level) / i128::from(self.rate) + 1;
-        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
-    }
+fn bucket(rate: u64) -> Bucket {
+    Bucket::new(rate, Duration::from_secs(1), BURST)
 }
 
 #[derive(Debug)]
@@ -73,7 +35,7 @@ pub struct LimitGroup {
 impl LimitGroup {
     /// Requests and bytes per second; `None` is without limit, and 0 counts as 1.
     pub fn new(iops: Option<u64>, bps: Option<u64>) -> Arc<Self> {
-        let state = State { iops: iops.map(Bucket::new), bps: bps.map(Bucket::new), filled: None };
+        let state = State { iops: iops.map(bucket), bps: bps.map(bucket), filled: None };
         Arc::new(Self { state: Mutex::new(state) })
     }
 

@@ -5,6 +5,8 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+pub mod bucket;
+pub mod io;
 pub mod memory;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -1,20 +1,24 @@
 //! A vif: the configuration of an interface, and its connection to a frontend.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 
-use devices::xen::event_channel::BackendChannel;
 use devices::xen::shared_ring::BackRing;
 use devices::xen::types::{GrantRef, Port};
 use devices::xen::xenbus::{BackendDevice, ConnectError, DomainHandle, FrontendKeys, Keys};
 
+use crate::control::CTRL_ENTRY;
+use crate::control_ring::ControlRing;
+use crate::engine::{Calls, Engine, Files, Uring};
 use crate::mac::MacAddr;
 use crate::protocol::{RX_ENTRY, TX_ENTRY};
-use crate::queue::{Channels, Counters, Features, Link, Queue, Requests, Stop};
-use crate::rx::Rx;
+use crate::queue::{Channel, Channels, Clock, Counters, Features, Link, Pair, Queue, Requests, Stop};
+use crate::rate::{Credit, Rate};
+use crate::rx::{self, Rx};
+use crate::steering::{MAX_HEADROOM, Mailbox, Settings, View};
 use crate::tap::{Offload, Tap};
-use crate::tx::Tx;
+use crate::tx::{self, Tx};
 
 /// Frames of an earlier connection that may wait in a queue of the tap (tx_queue_len of Linux).
 const MAX_STALE: usize = 1024;
@@ -28,10 +32,21 @@ pub struct VifConfig {
     pub mac: MacAddr,
     /// Name of the tap.
     pub vifname: String,
-    /// Bridge that the tap belongs to.
-    pub bridge: String,
     /// Bytes of the largest IP packet.
     pub mtu: u16,
+    /// What the guest may send.
+    pub rate: Option<Rate>,
+    /// What else the toolstack writes.
+    pub toolstack: ToolstackKeys,
+}
+
+/// Keys of an interface that the toolstack writes and nothing here depends on: `ip`, `script`, `trusted` and so on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ToolstackKeys {
+    /// For the backend's directory.
+    pub backend: Keys,
+    /// For the frontend's directory.
+    pub frontend: Keys,
 }
 
 /// The back half of one interface.
@@ -40,8 +55,17 @@ pub struct NetDevice {
     config: VifConfig,
     tap: Arc<Tap>,
     counters: Arc<Counters>,
+    credit: Option<Arc<Credit>>,
+    clock: Clock,
+    /// Without io_uring, as on a host that does not permit it.
+    only_calls: bool,
+    /// The log says that io_uring cannot be used: a frontend may connect as often as it likes.
+    told: AtomicBool,
     connection: Option<Connection>,
 }
+
+/// A queue with the engine that the host permits.
+type AnyQueue = Queue<Box<dyn Engine + Send>>;
 
 /// The queue threads of a connection.
 #[derive(Debug)]
@@ -54,6 +78,9 @@ struct Connection {
     requests: Arc<Requests>,
     /// The tap was told to cut frames up, as a queue asked.
     small_frames: bool,
+    /// The cable is out, as a queue's frontend posts no pages.
+    stalled: bool,
+    settings: Arc<Settings>,
 }
 
 impl Connection {
@@ -70,7 +97,32 @@ impl Connection {
 impl NetDevice {
     /// An interface at `tap`, offering as many queues as the tap has.
     pub fn new(config: VifConfig, tap: Tap) -> Self {
-        Self { config, tap: Arc::new(tap), counters: Arc::default(), connection: None }
+        let credit = config.rate.map(|rate| Arc::new(Credit::new(rate)));
+        Self {
+            config,
+            tap: Arc::new(tap),
+            counters: Arc::default(),
+            credit,
+            clock: Clock::default(),
+            only_calls: false,
+            told: AtomicBool::new(false),
+            connection: None,
+        }
+    }
+
+    /// Has the queues use a system call for each frame, as on a host that does not permit io_uring: for tests and
+    /// benchmarks.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn without_io_uring(mut self) -> Self {
+        self.only_calls = true;
+        self
+    }
+
+    /// Has the queues look at another clock.
+    #[cfg(test)]
+    pub(crate) fn with_clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
     }
 
     /// The configuration.
@@ -115,7 +167,7 @@ impl NetDevice {
         frontend: &dyn FrontendKeys,
         domain: &DomainHandle,
         connection: &Connection,
-    ) -> Result<Queue, ConnectError> {
+    ) -> Result<AnyQueue, ConnectError> {
         let key = |name: &str| format!("{prefix}{name}");
         let ring = |name: &str, entry| {
             let key = key(name);
@@ -124,10 +176,11 @@ impl NetDevice {
             BackRing::new(Arc::clone(&domain.grants), &[GrantRef(gref)], entry)
                 .map_err(|error| self.error(format_args!("{key}: {error}")))
         };
-        let channel = |key: &str, port| -> Result<BackendChannel, ConnectError> {
+        let channel = |key: &str, port| -> Result<Channel, ConnectError> {
             domain
                 .events
                 .bind_backend(Port(port))
+                .map(Channel::from)
                 .map_err(|error| self.error(format_args!("{key} {port}: {error}")))
         };
         let (tx, rx) = (ring("tx-ring-ref", TX_ENTRY)?, ring("rx-ring-ref", RX_ENTRY)?);
@@ -147,37 +200,78 @@ impl NetDevice {
             grants: Arc::clone(&domain.grants),
             counters: Arc::clone(&self.counters),
             requests: Arc::clone(&connection.requests),
+            settings: Arc::clone(&connection.settings),
+            credit: self.credit.clone(),
+            clock: self.clock.clone(),
         };
-        let rx = Rx::new(rx, connection.features, self.config.mtu);
-        Ok(Queue { link, tx: Tx::new(tx), rx, channels, stop: Arc::clone(&connection.stop) })
+        let stop = Arc::clone(&connection.stop);
+        let mut events = channels.events();
+        events.push(stop.event());
+        events.extend(connection.settings.mailbox(index).map(Mailbox::doorbell));
+        let tap = self.tap.fd(index).unwrap_or(-1);
+        let engine = self.engine(Files { tap, events });
+        let engine = engine
+            .map_err(|error| self.error(format_args!("the host cannot make an I/O engine: {error}")))?;
+        let view = View::new(Arc::clone(&connection.settings), index);
+        let rx = Rx::new(rx, connection.features, self.config.mtu, view);
+        Ok(Queue { pair: Pair::new(link, Tx::new(tx), rx, engine), channels, stop })
+    }
+
+    fn engine(&self, files: Files) -> std::io::Result<Box<dyn Engine + Send>> {
+        if !self.only_calls {
+            let ring = if self.tap.knows_nowait() {
+                u32::try_from(tx::BATCH + rx::MAX_READS)
+                    .map_err(std::io::Error::other)
+                    .and_then(|slots| Uring::new(files.clone(), slots))
+            } else {
+                Err(std::io::Error::other("its taps do not know RWF_NOWAIT"))
+            };
+            match ring {
+                Ok(ring) => return Ok(Box::new(ring)),
+                Err(_) if self.told.swap(true, SeqCst) => {}
+                Err(error) => tracing::warn!(
+                    "{}: io_uring cannot be used ({error}), each packet is a system call of its own; it needs Linux 6.4 and kernel.io_uring_disabled=0",
+                    self.tap.name()
+                ),
+            }
+        }
+        Ok(Box::new(Calls::new(&files)?))
     }
 
     /// Sets the tap up for what the frontend can do and empties it.
-    fn prepare_tap(&self, features: Features, queues: usize) -> std::io::Result<()> {
-        self.tap.set_active_queues(queues)?;
-        self.tap.set_offload(offload(features))?;
+    fn prepare_tap(&self, connection: &Connection) -> std::io::Result<()> {
+        self.tap.set_active_queues(connection.settings.queues())?;
+        self.set_offload(connection)?;
         for queue in 0..self.tap.queues() {
             self.tap.drain(queue, MAX_STALE);
         }
         self.tap.set_carrier(true)
     }
 
-    fn spawn(&self, mut queue: Queue, running: &Arc<AtomicUsize>) -> std::io::Result<JoinHandle<()>> {
-        let requests = Arc::clone(&queue.link.requests);
-        let name = format!("vif-{}-{}", self.config.index, queue.link.queue);
+    fn spawn(&self, mut queue: AnyQueue, connection: &Connection) -> std::io::Result<JoinHandle<()>> {
+        let name = format!("vif-{}-{}", self.config.index, queue.pair.link().queue);
+        self.spawn_thread(name, connection, move || queue.run().map_err(|error| error.to_string()))
+    }
+
+    /// A thread that uses the domain until `run` has ended and was dropped.
+    fn spawn_thread(
+        &self,
+        name: String,
+        connection: &Connection,
+        run: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) -> std::io::Result<JoinHandle<()>> {
+        let requests = Arc::clone(&connection.requests);
+        let (stop, running) = (Arc::clone(&connection.stop), Arc::clone(&connection.running));
+        let tap = Arc::clone(&self.tap);
         running.fetch_add(1, SeqCst);
-        let counted = Arc::clone(running);
+        let counted = Arc::clone(&running);
         let body = move || {
-            if let Err(error) = queue.run() {
-                tracing::error!(
-                    "{}: {error}; the interface is dead until its driver reconnects",
-                    queue.link.tap.name()
-                );
-                // The other queues as well: the kernel goes on handing frames to all of them.
-                queue.stop.order();
+            // The rings and event channels are given back with the end of this, before the main thread is told.
+            if let Err(error) = run() {
+                tracing::error!("{}: {error}; the interface is dead until its driver reconnects", tap.name());
+                // The others as well: the kernel goes on handing frames to all queues.
+                stop.order();
             }
-            // The rings and event channels must be given back before the main thread is told.
-            drop(queue);
             counted.fetch_sub(1, SeqCst);
             requests.kick();
         };
@@ -185,7 +279,50 @@ impl NetDevice {
             running.fetch_sub(1, SeqCst);
         })
     }
+
+    /// The control ring, if the frontend has one: what its thread does.
+    fn control_ring(
+        &self,
+        frontend: &dyn FrontendKeys,
+        domain: &DomainHandle,
+        connection: &Connection,
+    ) -> Result<Option<impl FnOnce() -> Result<(), String> + Send + use<>>, ConnectError> {
+        let (ring_key, port_key) = ("ctrl-ring-ref", "event-channel-ctrl");
+        let Some(gref) = number(frontend, ring_key) else { return Ok(None) };
+        let port = number(frontend, port_key)
+            .ok_or_else(|| self.error(format_args!("the frontend wrote {ring_key} but no {port_key}")))?;
+        let ring = BackRing::new(Arc::clone(&domain.grants), &[GrantRef(gref)], CTRL_ENTRY)
+            .map_err(|error| self.error(format_args!("{ring_key}: {error}")))?;
+        let channel = domain
+            .events
+            .bind_backend(Port(port))
+            .map_err(|error| self.error(format_args!("{port_key} {port}: {error}")))?;
+        let mut ring = ControlRing::new(ring, Arc::clone(&domain.grants), Arc::clone(&connection.settings));
+        let stop = Arc::clone(&connection.stop);
+        Ok(Some(move || ring.run(&channel, stop.event()).map_err(|error| error.to_string())))
+    }
+
+    /// Has the tap do what the frontend cannot take now. Behind a headroom there is no room for large segments, and
+    /// Linux drops what is not in a single page while it runs an XDP program.
+    fn set_offload(&self, connection: &Connection) -> std::io::Result<()> {
+        let all = offload(connection.features);
+        let small = connection.small_frames || connection.settings.headroom() > 0;
+        self.tap.set_offload(if small { Offload { tso4: false, tso6: false, ..all } } else { all })
+    }
 }
+
+/// What the frontend may change while it is connected.
+fn read_live_keys(settings: &Settings, frontend: &dyn FrontendKeys) {
+    settings.multicast.set_filter(number(frontend, MULTICAST_KEY) == Some(1));
+    // One that wants more than there is gets what there is: it can tell by the offset of each frame.
+    let headroom = number(frontend, HEADROOM_KEY).map_or(0, |bytes| bytes.min(MAX_HEADROOM.into()));
+    settings.set_headroom(u16::try_from(headroom).unwrap_or(0));
+}
+
+/// Key of a frontend that has its list of multicast groups applied.
+const MULTICAST_KEY: &str = "request-multicast-control";
+/// Key of a frontend that wants bytes of room before received data.
+const HEADROOM_KEY: &str = "xdp-headroom";
 
 /// What the tap need not do for such a frontend. A checksum of the IP version that it cannot take is filled in
 /// by the queue.
@@ -208,22 +345,19 @@ impl BackendDevice for NetDevice {
     }
 
     fn frontend_keys(&self) -> Keys {
-        let VifConfig { index, mac, mtu, .. } = &self.config;
-        [("handle", index.to_string()), ("mac", mac.to_string()), ("mtu", mtu.to_string())]
-            .map(|(key, value)| (key.to_owned(), value))
-            .to_vec()
+        let VifConfig { index, mac, mtu, toolstack, .. } = &self.config;
+        let keys = [("handle", index.to_string()), ("mac", mac.to_string()), ("mtu", mtu.to_string())];
+        let keys = keys.into_iter().map(|(key, value)| (key.to_owned(), value));
+        keys.chain(toolstack.frontend.iter().cloned()).collect()
     }
 
     fn backend_keys(&self) -> Keys {
-        let VifConfig { index, mac, vifname, bridge, mtu } = &self.config;
+        let VifConfig { index, mac, vifname, mtu, rate, toolstack } = &self.config;
         let config = [
             ("handle", index.to_string()),
             ("mac", mac.to_string()),
             ("vifname", vifname.clone()),
-            ("bridge", bridge.clone()),
             ("mtu", mtu.to_string()),
-            ("script", String::new()),
-            ("type", "vif".to_owned()),
             ("multi-queue-max-queues", self.tap.queues().to_string()),
             ("hotplug-status", "connected".to_owned()),
         ];
@@ -235,9 +369,16 @@ impl BackendDevice for NetDevice {
             ("feature-rx-copy", "1"),
             ("feature-rx-flip", "0"),
             ("feature-split-event-channels", "1"),
+            ("feature-multicast-control", "1"),
+            ("feature-dynamic-multicast-control", "1"),
+            ("feature-xdp-headroom", "1"),
+            ("feature-ctrl-ring", "1"),
         ];
         let features = features.map(|(key, value)| (key, value.to_owned()));
-        config.into_iter().chain(features).map(|(key, value)| (key.to_owned(), value)).collect()
+        let rate = rate.map(|rate| ("rate", rate.key()));
+        let keys = config.into_iter().chain(rate).chain(features);
+        let keys = keys.map(|(key, value)| (key.to_owned(), value));
+        keys.chain(toolstack.backend.iter().cloned()).collect()
     }
 
     fn connect(&mut self, frontend: &dyn FrontendKeys, domain: &DomainHandle) -> Result<Keys, ConnectError> {
@@ -261,6 +402,8 @@ impl BackendDevice for NetDevice {
             features,
             requests: Arc::new(Requests::new(Arc::clone(&domain.kick))),
             small_frames: false,
+            stalled: false,
+            settings: Arc::new(Settings::new(queues).map_err(|error| self.error(error))?),
         };
         let mut list = Vec::new();
         for index in 0..queues {
@@ -268,12 +411,21 @@ impl BackendDevice for NetDevice {
             let prefix = if queues == 1 { String::new() } else { format!("queue-{index}/") };
             list.push(self.queue(index, &prefix, frontend, domain, &connection)?);
         }
-        self.prepare_tap(features, queues).map_err(|error| {
+        let control = self.control_ring(frontend, domain, &connection)?;
+        read_live_keys(&connection.settings, frontend);
+        self.prepare_tap(&connection).map_err(|error| {
             self.error(format_args!("the tap {} cannot be set up: {error}", self.tap.name()))
         })?;
         let spawned = list.into_iter().try_for_each(|queue| {
-            connection.threads.push(self.spawn(queue, &connection.running)?);
+            connection.threads.push(self.spawn(queue, &connection)?);
             Ok::<_, std::io::Error>(())
+        });
+        let spawned = spawned.and_then(|()| {
+            if let Some(run) = control {
+                let name = format!("vif-{}-ctrl", self.config.index);
+                connection.threads.push(self.spawn_thread(name, &connection, run)?);
+            }
+            Ok(())
         });
         self.connection = Some(connection);
         if let Err(error) = spawned {
@@ -309,19 +461,51 @@ impl BackendDevice for NetDevice {
             // The queues ended by themselves. It shows, and the bridge stops filling a tap that nobody reads.
             let _ = self.tap.set_carrier(false);
         }
+        let stalled = connection.requests.is_stalled();
+        if stalled != connection.stalled && connection.running.load(SeqCst) > 0 {
+            connection.stalled = stalled;
+            let name = self.tap.name();
+            match self.tap.set_carrier(!stalled) {
+                Err(error) => tracing::warn!("{name}: the cable cannot be plugged in or out: {error}"),
+                Ok(()) if stalled => {
+                    tracing::warn!(
+                        "{name}: the guest takes no frames any more: the cable is out until it does"
+                    );
+                }
+                Ok(()) => tracing::info!("{name}: the guest takes frames again: the cable is plugged in"),
+            }
+        }
         if connection.requests.wants_small_frames() && !connection.small_frames {
             connection.small_frames = true;
-            let small = Offload { tso4: false, tso6: false, ..offload(connection.features) };
             let name = self.tap.name();
-            match self.tap.set_offload(small) {
-                Ok(()) => tracing::info!(
+            match self.connection.as_ref().map(|connection| self.set_offload(connection)) {
+                Some(Err(error)) => tracing::warn!("{name}: segmentation cannot be switched on: {error}"),
+                _ => tracing::info!(
                     "{name}: large segments that the guest cannot take (of a VLAN?): \
                                           the host cuts them up from now on"
                 ),
-                Err(error) => tracing::warn!("{name}: segmentation cannot be switched on: {error}"),
             }
         }
         None
+    }
+
+    fn live_keys(&self) -> &'static [&'static str] {
+        &[MULTICAST_KEY, HEADROOM_KEY]
+    }
+
+    fn reconfigure(&mut self, frontend: &dyn FrontendKeys) {
+        let Some(connection) = &self.connection else { return };
+        read_live_keys(&connection.settings, frontend);
+        if let Err(error) = self.set_offload(connection) {
+            tracing::debug!("{}: segmentation cannot be changed: {error}", self.tap.name());
+        }
+    }
+
+    fn is_reconfigured(&mut self) -> bool {
+        self.connection.as_ref().is_none_or(|connection| {
+            // A queue that has ended goes by nothing any more.
+            connection.running.load(SeqCst) == 0 || connection.settings.is_in_force()
+        })
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -335,8 +519,15 @@ impl BackendDevice for NetDevice {
             ("rx_bytes", &c.rx_bytes),
             ("rx_drops", &c.rx_drops),
             ("rx_errors", &c.rx_errors),
+            ("rx_filtered", &c.rx_filtered),
+            ("rx_steered", &c.rx_steered),
             ("notifications", &c.notifications),
             ("wakeups", &c.wakeups),
+            ("system_calls", &c.system_calls),
+            ("tx_copied_bytes", &c.tx_copied_bytes),
+            ("rx_copied", &c.rx_copied),
+            ("rx_straight", &c.rx_straight),
+            ("rx_copied_bytes", &c.rx_copied_bytes),
         ]
         .map(|(name, counter)| (name, counter.load(std::sync::atomic::Ordering::Relaxed)))
         .to_vec()

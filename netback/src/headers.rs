@@ -67,28 +67,25 @@ pub struct Headers {
     l4_len: u16,
 }
 
-const TCP: u8 = 6;
+/// IP protocol of TCP.
+pub(crate) const TCP: u8 = 6;
 const UDP: u8 = 17;
+/// EtherType of IPv4.
+pub(crate) const IPV4: u16 = 0x0800;
+/// EtherType of IPv6.
+pub(crate) const IPV6: u16 = 0x86dd;
 
 impl Headers {
     /// Finds the headers in `head`, the first bytes of a frame of `total` bytes.
     pub fn parse(head: &[u8], total: usize) -> Result<Self, HeaderError> {
         let head = head.get(..total.min(head.len())).unwrap_or(head);
-        let mut l3 = 14;
-        let mut kind = be16(head, 12)?;
-        // 802.1Q and 802.1ad, one inside the other.
-        for _ in 0..2 {
-            if kind == 0x8100 || kind == 0x88a8 {
-                kind = be16(head, l3 + 2)?;
-                l3 += 4;
-            }
-        }
+        let (kind, l3) = network(head)?;
         let (ip, protocol, l4, end) = match kind {
-            0x0800 => {
+            IPV4 => {
                 let (protocol, l4, end) = ipv4(head, l3, total)?;
                 (IpVersion::V4, protocol, l4, end)
             }
-            0x86dd => {
+            IPV6 => {
                 let (protocol, l4, end) = ipv6(head, l3, total)?;
                 (IpVersion::V6, protocol, l4, end)
             }
@@ -156,8 +153,22 @@ fn be16(head: &[u8], at: usize) -> Result<u16, HeaderError> {
     head.get(at..).and_then(<[u8]>::first_chunk).map(|b| u16::from_be_bytes(*b)).ok_or(HeaderError::Cut)
 }
 
+/// EtherType, behind up to two tags, and the first byte of what it carries.
+pub(crate) fn network(head: &[u8]) -> Result<(u16, usize), HeaderError> {
+    let mut l3 = 14;
+    let mut kind = be16(head, 12)?;
+    // 802.1Q and 802.1ad, one inside the other.
+    for _ in 0..2 {
+        if kind == 0x8100 || kind == 0x88a8 {
+            kind = be16(head, l3 + 2)?;
+            l3 += 4;
+        }
+    }
+    Ok((kind, l3))
+}
+
 /// Protocol, first byte of what it carries, and the end of the packet.
-fn ipv4(head: &[u8], l3: usize, total: usize) -> Result<(u8, usize, usize), HeaderError> {
+pub(crate) fn ipv4(head: &[u8], l3: usize, total: usize) -> Result<(u8, usize, usize), HeaderError> {
     let first = byte(head, l3)?;
     let header = usize::from(first & 15) * 4;
     let end = l3 + usize::from(be16(head, l3 + 2)?);
@@ -172,7 +183,7 @@ fn ipv4(head: &[u8], l3: usize, total: usize) -> Result<(u8, usize, usize), Head
 }
 
 /// As [`ipv4`].
-fn ipv6(head: &[u8], l3: usize, total: usize) -> Result<(u8, usize, usize), HeaderError> {
+pub(crate) fn ipv6(head: &[u8], l3: usize, total: usize) -> Result<(u8, usize, usize), HeaderError> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;

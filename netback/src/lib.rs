@@ -11,15 +11,25 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+pub mod control;
+mod control_ring;
 mod device;
+mod engine;
+#[cfg(test)]
+mod feature_tests;
+pub mod hash;
 mod headers;
 mod mac;
+pub mod multicast;
 pub mod packet;
 pub mod protocol;
 mod queue;
+mod rate;
 #[cfg(feature = "testing")]
 pub mod rings;
 mod rx;
+mod stall;
+mod steering;
 mod tap;
 #[cfg(test)]
 mod testing;
@@ -27,7 +37,8 @@ mod tx;
 #[cfg(test)]
 mod vif_tests;
 
-pub use device::{NetDevice, VifConfig};
+pub use device::{NetDevice, ToolstackKeys, VifConfig};
 pub use headers::{HEADER_MAX, HeaderError, Headers};
 pub use mac::{MacAddr, MacError};
-pub use tap::{Offload, Tap, TapError, VNET_HDR, VnetHeader, is_interface_name};
+pub use rate::Rate;
+pub use tap::{Offload, PassedProblem, Tap, TapError, VNET_HDR, VnetHeader, is_interface_name};

@@ -9,6 +9,7 @@ use devices::xen::shared_ring::{BackRing, RingError};
 use devices::xen::types::GrantRef;
 use thiserror::Error;
 
+use crate::multicast::Membership;
 use crate::protocol::{
     ETH_HLEN, Extra, FATAL_SLOTS, Gso, MAX_SLOTS, TX_ENTRY, TXF_CSUM_BLANK, TXF_EXTRA_INFO, TXF_MORE_DATA,
     TxRequest,
@@ -16,8 +17,8 @@ use crate::protocol::{
 
 /// Bytes of a page of the guest.
 const PAGE: usize = devices::memory::PAGE_SIZE;
-/// Extra infos of one packet: there are four types, and none makes sense twice.
-const MAX_EXTRAS: usize = 4;
+/// Extra infos of one packet: there are five types, and none makes sense twice.
+const MAX_EXTRAS: usize = 5;
 
 /// A part of a packet: bytes in one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +54,6 @@ pub enum BadPacket {
     /// Segmentation of an unknown kind or into segments of no size.
     #[error("a packet asks for segmentation of an impossible kind or size")]
     Gso,
-    /// A multicast request, which was not offered.
-    #[error("a multicast request, but feature-multicast-control was not offered")]
-    Multicast,
 }
 
 /// Why a transmit ring is closed.
@@ -118,6 +116,8 @@ pub enum Taken {
     Packet,
     /// A packet that cannot be sent; its slots are to be answered.
     Bad(BadPacket),
+    /// No packet: the frontend changes its list of multicast groups. Its slots are to be answered.
+    Group(Membership),
 }
 
 impl TxPacket {
@@ -136,7 +136,7 @@ impl TxPacket {
         self.csum_blank = head.has(TXF_CSUM_BLANK);
         self.len = usize::from(head.size);
 
-        let mut bad = self.take_extras(head, ring)?;
+        let (mut bad, group) = self.take_extras(head, ring)?;
         let mut more = head.has(TXF_MORE_DATA);
         while more {
             if self.requests.len() >= FATAL_SLOTS {
@@ -148,6 +148,9 @@ impl TxPacket {
             let request = TxRequest::parse(&slot);
             more = request.has(TXF_MORE_DATA);
             self.push(request);
+        }
+        if let Some(group) = group {
+            return Ok(Taken::Group(group));
         }
         if self.requests.len() > MAX_SLOTS {
             bad = bad.or(Some(BadPacket::TooManySlots(self.requests.len())));
@@ -161,12 +164,13 @@ impl TxPacket {
         self.requests.push(request);
     }
 
+    /// What is wrong with them, and the request that they make.
     fn take_extras(
         &mut self,
         head: TxRequest,
         ring: &mut impl TxSlots,
-    ) -> Result<Option<BadPacket>, TxFatal> {
-        let mut bad = None;
+    ) -> Result<(Option<BadPacket>, Option<Membership>), TxFatal> {
+        let (mut bad, mut group) = (None, None);
         let mut more = head.has(TXF_EXTRA_INFO);
         let mut slot = [0; TX_ENTRY];
         while more {
@@ -182,11 +186,11 @@ impl TxPacket {
             match extra {
                 Extra::Gso(Some(gso)) => self.gso = Some(gso),
                 Extra::Gso(None) => bad = Some(BadPacket::Gso),
-                Extra::Multicast => bad = Some(BadPacket::Multicast),
-                Extra::Hash => {}
+                Extra::Multicast(change) => group = Some(change),
+                Extra::Other => {}
             }
         }
-        Ok(bad)
+        Ok((bad, group))
     }
 
     /// Turns the requests into pieces that are known to be inside their pages and to add up.
@@ -310,8 +314,8 @@ mod tests {
         let mut slots = vec![[4, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]; 9];
         slots[0] = slot(100, 0, TXF_EXTRA_INFO);
         assert_eq!(take(&slots).0, Err(TxFatal::TooManyExtras));
-        slots[1][0] = 5;
-        assert_eq!(take(&slots).0, Err(TxFatal::UnknownExtra(5)));
+        slots[1][0] = 6;
+        assert_eq!(take(&slots).0, Err(TxFatal::UnknownExtra(6)));
     }
 
     #[test]
@@ -349,10 +353,23 @@ mod tests {
     }
 
     #[test]
-    fn a_multicast_request_is_answered_and_not_sent() {
-        let (taken, packet) = take(&[slot(100, 0, TXF_EXTRA_INFO), [2, 0, 1, 0, 0x5e, 0, 0, 1, 0, 0, 0, 0]]);
-        assert_eq!(taken, Ok(Taken::Bad(BadPacket::Multicast)));
-        assert_eq!(packet.ids(), [Some(3), None]);
+    fn a_multicast_request_is_no_packet_whatever_its_slot_says() {
+        let address = [1, 0, 0x5e, 0, 0, 1];
+        let join = [2, 0, 1, 0, 0x5e, 0, 0, 1, 0, 0, 0, 0];
+        for size in [0, 100, 65_535] {
+            let (taken, packet) = take(&[slot(size, 4095, TXF_EXTRA_INFO), join]);
+            assert_eq!(taken, Ok(Taken::Group(Membership::Join(address))));
+            assert_eq!(packet.ids(), [Some(3), None]);
+        }
+        // What is chained to it is taken with it.
+        let chain = [
+            slot(0, 0, TXF_EXTRA_INFO | TXF_MORE_DATA),
+            [3, 0, 1, 0, 0x5e, 0, 0, 1, 0, 0, 0, 0],
+            slot(9, 0, 0),
+        ];
+        let (taken, packet) = take(&chain);
+        assert_eq!(taken, Ok(Taken::Group(Membership::Leave(address))));
+        assert_eq!(packet.ids(), [Some(3), None, Some(3)]);
     }
 
     #[test]
@@ -395,7 +412,7 @@ mod tests {
                         assert!(packet.pieces().iter().all(|p| p.len > 0 && p.offset + p.len <= PAGE));
                         assert!(packet.len() >= ETH_HLEN);
                     }
-                    Ok(Taken::Bad(_)) => bad += 1,
+                    Ok(Taken::Bad(_) | Taken::Group(_)) => bad += 1,
                     Err(_) => {
                         fatal += 1;
                         break;

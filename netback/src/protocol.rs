@@ -14,6 +14,9 @@
 
 use devices::xen::types::GrantRef;
 
+use crate::hash::PacketHash;
+use crate::multicast::Membership;
+
 /// Bytes of a slot of the transmit ring: of a request, the largest entry.
 pub const TX_ENTRY: usize = 12;
 /// Bytes of a slot of the receive ring.
@@ -190,10 +193,10 @@ pub const EXTRA_MORE: u8 = 1;
 pub enum Extra {
     /// Cut the packet up. `None`: of a kind or size that is not possible.
     Gso(Option<Gso>),
-    /// Join or leave a multicast group: a request by itself, not a packet. Only with `feature-multicast-control`.
-    Multicast,
-    /// The flow hash of the packet; of no use to a tap.
-    Hash,
+    /// Join or leave a multicast group: a request by itself, not a packet.
+    Multicast(Membership),
+    /// The flow hash of the packet, or the room before its data; of no use to a tap.
+    Other,
 }
 
 /// No TCP cuts its segments smaller (the smallest MSS of RFC 879's hosts less 40 bytes of options; Linux's
@@ -216,8 +219,12 @@ impl Extra {
                 };
                 Extra::Gso(kind.filter(|_| size >= MIN_GSO_SIZE).map(|kind| Gso { size, kind }))
             }
-            2 | 3 => Extra::Multicast,
-            4 => Extra::Hash,
+            2 | 3 => {
+                let address = bytes.get(2..).and_then(<[u8]>::first_chunk).copied().unwrap_or_default();
+                let change = if kind == 2 { Membership::Join } else { Membership::Leave };
+                Extra::Multicast(change(address))
+            }
+            4 | 5 => Extra::Other,
             other => return Err(other),
         };
         Ok((extra, flags & EXTRA_MORE != 0))
@@ -236,10 +243,46 @@ impl Gso {
     }
 }
 
+/// What a frontend is told about a frame besides its flags: extra infos behind the first slot, each in a slot of its
+/// own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RxExtras {
+    /// It is to be segmented.
+    pub gso: Option<Gso>,
+    /// Its hash.
+    pub hash: Option<PacketHash>,
+    /// Bytes of room before the data in each page, where the frontend wants some for XDP.
+    pub headroom: u16,
+}
+
+impl RxExtras {
+    /// Slots that they need, at most 3.
+    pub fn count(&self) -> usize {
+        usize::from(self.gso.is_some()) + usize::from(self.hash.is_some()) + usize::from(self.headroom > 0)
+    }
+
+    /// Writes them, in the order of their types, into as many as `slots`, at least one each: the last one is said
+    /// again and again. Without any, none is written.
+    pub fn emit(&self, slots: usize) -> impl Iterator<Item = [u8; RX_ENTRY]> + use<> {
+        let [a, b] = self.headroom.to_le_bytes();
+        let xdp = (self.headroom > 0).then_some([5, 0, a, b, 0, 0, 0, 0]);
+        let list = [self.gso.map(|gso| gso.emit()), self.hash.map(|hash| hash.emit()), xdp];
+        let last = list.into_iter().flatten().last();
+        let slots = slots.max(self.count());
+        let all = list.into_iter().flatten().chain(std::iter::repeat_n(last, slots).flatten());
+        all.take(slots).enumerate().map(move |(index, mut extra)| {
+            let [_, flags, ..] = &mut extra;
+            *flags = if index + 1 < slots { EXTRA_MORE } else { 0 };
+            extra
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::hash::HashKind;
 
     #[test]
     fn a_tx_request_has_the_layout_of_netif_h() {
@@ -283,11 +326,48 @@ mod tests {
 
     #[test]
     fn an_unknown_extra_is_refused_and_a_chained_one_says_so() {
-        for kind in [0, 5, 255] {
+        for kind in [0, 6, 255] {
             let slot = [kind, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
             assert_eq!(Extra::parse(&slot), Err(kind));
         }
         let slot = [4, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(Extra::parse(&slot), Ok((Extra::Hash, true)));
+        assert_eq!(Extra::parse(&slot), Ok((Extra::Other, true)));
+    }
+
+    #[test]
+    fn a_multicast_extra_has_an_address() {
+        let address = [1, 0, 0x5e, 7, 8, 9];
+        let slot = |kind| [kind, 0, 1, 0, 0x5e, 7, 8, 9, 0, 0, 0, 0];
+        assert_eq!(Extra::parse(&slot(2)), Ok((Extra::Multicast(Membership::Join(address)), false)));
+        assert_eq!(Extra::parse(&slot(3)), Ok((Extra::Multicast(Membership::Leave(address)), false)));
+    }
+
+    #[test]
+    fn extra_infos_for_the_guest_are_chained() {
+        let gso = Some(Gso { size: 1448, kind: GsoKind::TcpV4 });
+        let hash = Some(PacketHash { kind: HashKind::Ipv4Tcp, value: 9 });
+        let (g, h, x) = ([1, 0, 0xa8, 5, 1, 0, 0, 0], [4, 0, 1, 1, 9, 0, 0, 0], [5, 0, 0, 1, 0, 0, 0, 0]);
+        let more = |mut extra: [u8; 8]| {
+            extra[1] = 1;
+            extra
+        };
+        let cases = [
+            (RxExtras::default(), vec![]),
+            (RxExtras { gso, ..RxExtras::default() }, vec![g]),
+            (RxExtras { hash, headroom: 256, gso: None }, vec![more(h), x]),
+            (RxExtras { gso, hash, headroom: 256 }, vec![more(g), more(h), x]),
+        ];
+        for (extras, expected) in cases {
+            assert_eq!(extras.emit(0).collect::<Vec<_>>(), expected);
+            assert_eq!(extras.count(), expected.len());
+        }
+    }
+
+    #[test]
+    fn slots_without_an_extra_info_of_their_own_have_the_last_one() {
+        let extras = RxExtras { headroom: 256, ..RxExtras::default() };
+        let filled: Vec<_> = extras.emit(3).collect();
+        assert_eq!(filled, [[5, 1, 0, 1, 0, 0, 0, 0], [5, 1, 0, 1, 0, 0, 0, 0], [5, 0, 0, 1, 0, 0, 0, 0]]);
+        assert_eq!(RxExtras::default().emit(3).count(), 0);
     }
 }

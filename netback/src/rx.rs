@@ -1,26 +1,47 @@
 //! The receive ring: frames from the tap go into the guest's pages.
 //!
-//! The kernel writes a frame straight into pages that the guest posted, so a frame is only taken from the tap
-//! when there are pages for the largest one. Until then it waits in the tap, whose queue drops what is too
-//! much: nothing is stored here (XSA-392).
+//! A frame is only taken from the tap when there are pages for the largest one. Until then it waits in the tap, whose
+//! queue drops what is too much: nothing is stored here (XSA-392).
+//!
+//! Responses come in the order of the requests, and a frame's pages are those of its slots. So where a frame goes
+//! depends on the size of the one before, which nobody knows before it was read. There are two ways to read:
+//!
+//! - **One straight into pages**, while large frames come: the first page of it is that of the first slot, the others are
+//!   those behind the slots that extra infos may need.
+//! - **Many at once**, while small frames come: each into memory of ours ([`HEAD`] bytes), and what is beyond that into
+//!   pages of its own. Small frames, which are all but always all, are copied from there into one slot each. Of a large
+//!   one the rest is where it belongs, as extra infos may fill any number of slots after the first.
 
 use std::collections::VecDeque;
-use std::io;
+use std::time::{Duration, Instant};
 
 use devices::memory::PAGE_SIZE;
 use devices::xen::grant_table::{Access, PinnedPage};
 use devices::xen::shared_ring::{BackRing, RingError};
 
+use crate::engine::{Engine, IoVec, Op};
 use crate::headers::{Checksum, HEADER_MAX, Headers, IpVersion};
 use crate::protocol::{
-    ETH_HLEN, GsoKind, RX_ENTRY, RXF_CSUM_BLANK, RXF_DATA_VALIDATED, RXF_EXTRA_INFO, RXF_MORE_DATA,
-    RxRequest, RxResponse, TxStatus,
+    ETH_HLEN, GsoKind, MAX_SLOTS, RX_ENTRY, RXF_CSUM_BLANK, RXF_DATA_VALIDATED, RXF_EXTRA_INFO,
+    RXF_MORE_DATA, RxExtras, RxRequest, RxResponse, TxStatus,
 };
-use crate::queue::{BATCH, Features, Link, count};
-use crate::tap::{PartialCsum, VNET_HDR, Vectors, VnetHeader};
+use crate::queue::{Features, Link, count};
+use crate::stall::Stall;
+use crate::steering::{Mail, Mailbox, Verdict, View};
+use crate::tap::{PartialCsum, VNET_HDR, VnetHeader};
 
-/// Slots of the largest frame: 65,535 bytes of IP packet behind an Ethernet header with two tags.
-const LARGEST: usize = (65_535 + ETH_HLEN + 8).div_ceil(PAGE_SIZE);
+/// Bytes of the largest frame: 65,535 of IP packet behind an Ethernet header with two tags.
+const LARGEST: usize = 65_535 + ETH_HLEN + 8;
+/// Bytes of a frame that are copied at most: less than a page, and more than a frame of the usual MTU has.
+const HEAD: usize = 2048;
+/// Frames read at once.
+pub(crate) const MAX_READS: usize = 32;
+/// Frames that may wait in a queue of the tap (tx_queue_len of Linux).
+const MAX_WAITING: usize = 1024;
+/// The first token of reads.
+pub(crate) const TOKENS: u16 = 0x100;
+/// Bytes that go to each slot that an extra info may have needed, and that none is in.
+const FILLER: usize = 64;
 
 /// A page that the guest posted and that no frame is in yet.
 #[derive(Debug)]
@@ -29,39 +50,124 @@ struct Posted {
     page: PinnedPage,
 }
 
-/// The receive half of a queue.
+/// One frame that is read: what the kernel writes stays where it is until its completion.
 #[derive(Debug)]
-pub(crate) struct Rx {
-    ring: BackRing,
-    /// Pages for the next frame, in ring order: responses must come in the order of their requests.
-    posted: VecDeque<Posted>,
-    /// Pages that the largest frame needs.
-    wanted: usize,
-    features: Features,
-    /// The tap may have frames.
-    tap_ready: bool,
-    /// The tap has frames, but the guest posted no pages for them.
-    starved: bool,
-    complained: bool,
+struct Read {
+    header: [u8; VNET_HDR],
+    head: [u8; HEAD],
+    /// The kernel cuts a frame that is too long; then there is a byte in here.
+    spill: [u8; 1],
+    buffers: Vec<IoVec>,
+    /// Bytes that there is room for.
+    room: usize,
+    /// The first page behind the head, counted from the first one posted when the reads were started.
+    window: usize,
+    result: Option<Result<usize, i32>>,
+}
+
+/// How frames are laid out in pages.
+#[derive(Clone, Copy, Debug, Default)]
+struct Layout {
+    /// Bytes left free at the start of each page.
+    headroom: usize,
+    /// The first slot, and those of extra infos.
+    lead: usize,
+    /// Further pages of the largest frame.
+    tail: usize,
+    /// Frames are read by way of [`Read::head`].
+    by_head: bool,
+}
+
+impl Read {
+    fn new() -> Self {
+        Self {
+            header: [0; VNET_HDR],
+            head: [0; HEAD],
+            spill: [0],
+            buffers: Vec::new(),
+            room: 0,
+            window: 0,
+            result: None,
+        }
+    }
+}
+
+impl Layout {
+    /// Bytes of a page that a frame may be in.
+    fn page(&self) -> usize {
+        PAGE_SIZE - self.headroom
+    }
+
+    /// Pages for the largest frame.
+    fn wanted(&self) -> usize {
+        self.lead + self.tail
+    }
 }
 
 /// What the guest is told about a frame.
 struct Frame {
     len: usize,
-    header: VnetHeader,
     flags: u16,
+    extras: RxExtras,
+}
+
+/// The receive half of a queue.
+#[derive(Debug)]
+pub(crate) struct Rx {
+    ring: BackRing,
+    /// Pages for the next frames, in ring order: responses must come in the order of their requests.
+    posted: VecDeque<Posted>,
+    /// A request behind them whose page cannot be used.
+    bad: Option<u16>,
+    features: Features,
+    mtu: usize,
+    view: View,
+    /// By token. There are as many as were ever read at once.
+    reads: Vec<Option<Box<Read>>>,
+    /// Reads that were started together, how many of them have not ended, and their layout.
+    started: usize,
+    in_flight: usize,
+    layout: Layout,
+    /// The last frame was larger than [`HEAD`].
+    large: bool,
+    /// Frames are larger than the MTU allows.
+    oversized: bool,
+    /// Frames that are likely to be there, and those that were since the tap was empty.
+    expected: usize,
+    burst: usize,
+    /// The tap may have frames.
+    tap_ready: bool,
+    /// The tap is gone.
+    gone: bool,
+    /// The tap has frames, but the guest posted no pages for them.
+    starved: bool,
+    stall: Stall,
+    complained: bool,
 }
 
 impl Rx {
-    pub(crate) fn new(ring: BackRing, features: Features, mtu: u16) -> Self {
-        let wanted = match (features.sg, features.any_gso()) {
-            (false, _) => 1,
-            (true, false) => (usize::from(mtu) + ETH_HLEN + 8).div_ceil(PAGE_SIZE),
-            // And the slot of the extra info.
-            (true, true) => LARGEST + 1,
-        };
-        let posted = VecDeque::with_capacity(wanted);
-        Self { ring, posted, wanted, features, tap_ready: true, starved: false, complained: false }
+    pub(crate) fn new(ring: BackRing, features: Features, mtu: u16, view: View) -> Self {
+        Self {
+            ring,
+            posted: VecDeque::new(),
+            bad: None,
+            features,
+            mtu: mtu.into(),
+            view,
+            reads: Vec::new(),
+            started: 0,
+            in_flight: 0,
+            layout: Layout::default(),
+            large: false,
+            oversized: false,
+            expected: 2,
+            burst: 0,
+            tap_ready: true,
+            gone: false,
+            starved: false,
+            stall: Stall::default(),
+            complained: false,
+        }
     }
 
     /// The tap became readable.
@@ -69,47 +175,210 @@ impl Rx {
         self.tap_ready = true;
     }
 
-    /// Whether frames wait for pages: then news of more frames is of no use.
-    pub(crate) fn is_starved(&self) -> bool {
-        self.starved
+    /// The tap will never have frames again.
+    pub(crate) fn tap_is_gone(&mut self) {
+        self.gone = true;
     }
 
-    /// Hands up to [`BATCH`] frames to the guest; true if there may be more to do.
-    pub(crate) fn run(&mut self, link: &Link) -> Result<bool, RingError> {
-        for _ in 0..BATCH {
-            if !self.tap_ready {
-                return Ok(false);
+    /// Whether news of frames is of use.
+    pub(crate) fn listens(&self) -> bool {
+        !self.starved && !self.gone
+    }
+
+    /// How long until something is to be done even if nothing comes.
+    pub(crate) fn timeout(&self, now: Instant) -> Option<Duration> {
+        if self.starved { self.stall.timeout(now) } else { None }
+    }
+
+    /// Reads under way.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    fn layout(&self) -> Layout {
+        let headroom = usize::from(self.view.headroom());
+        let gso = self.features.any_gso();
+        let extras = usize::from(headroom > 0) + usize::from(gso) + usize::from(self.view.hashes());
+        let mut layout = Layout { headroom, lead: 1 + extras, ..Layout::default() };
+        let usual = self.mtu + ETH_HLEN + 8;
+        let largest = match (self.features.sg, gso) {
+            (false, _) => 0,
+            (true, false) => usual,
+            (true, true) => LARGEST,
+        };
+        // The first slot has data, too.
+        layout.tail = largest.saturating_sub(layout.page()).div_ceil(layout.page()).min(MAX_SLOTS - 1);
+        layout.by_head = usual <= HEAD && !self.large && !self.oversized;
+        if layout.by_head {
+            // Without large segments, all frames fit the head.
+            let beyond = if gso { LARGEST - HEAD } else { 0 };
+            layout.tail = beyond.div_ceil(layout.page()).min(MAX_SLOTS - 1);
+        }
+        layout
+    }
+
+    /// Starts to read frames; true if there may be more to do at once.
+    pub(crate) fn run(
+        &mut self,
+        link: &Link,
+        engine: &mut impl Engine,
+        now: Instant,
+    ) -> Result<bool, RingError> {
+        if self.in_flight > 0 {
+            return Ok(false);
+        }
+        if self.view.refresh() {
+            link.requests.kick();
+        }
+        if !self.tap_ready && !self.view.has_mail() {
+            return Ok(false);
+        }
+        let layout = self.layout();
+        self.layout = layout;
+        self.starved = !self.refill(link, layout.wanted())?;
+        if self.starved {
+            let verdict = self.stall.starved(now);
+            if verdict.unplug {
+                link.requests.stall(true);
             }
-            self.starved = !self.refill(link)?;
-            if self.starved {
-                return Ok(false);
+            if verdict.drop {
+                count(&link.counters.rx_drops, link.tap.drain(link.queue, MAX_WAITING));
+                count(&link.counters.rx_drops, self.view.mailbox().map_or(0, Mailbox::clear));
+                // The pages are still waited for: while the cable is out nothing else is.
+                (self.tap_ready, self.starved) = (self.stall.is_stalled(), self.stall.is_stalled());
+                return Ok(!self.starved);
             }
-            match self.read(link) {
-                Ok(Some(frame)) => self.deliver(link, &frame),
-                Ok(None) => count(&link.counters.rx_drops, 1),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    self.tap_ready = false;
-                    if error.kind() != io::ErrorKind::WouldBlock && !self.complained {
-                        self.complained = true;
-                        tracing::warn!("{}: the tap cannot be read: {error}", link.tap.name());
-                    }
-                }
+            return Ok(false);
+        }
+        if self.stall.fed() {
+            link.requests.stall(false);
+        }
+        let mut delivered = false;
+        while self.posted.len() >= layout.wanted()
+            && let Some(mail) = self.view.mailbox().and_then(Mailbox::take)
+        {
+            delivered = true;
+            if !self.deliver_mail(link, mail) {
+                count(&link.counters.rx_drops, 1);
             }
+        }
+        if delivered || !self.tap_ready {
+            return Ok(delivered);
+        }
+        let most = if layout.by_head { self.expected.min(MAX_READS) } else { 1 };
+        self.started = (self.posted.len() / layout.wanted()).clamp(1, most.max(1));
+        for index in 0..self.started {
+            self.start(index, engine);
         }
         Ok(true)
     }
 
-    /// Takes posted pages until there are enough for the largest frame; false if the guest posted too few.
-    fn refill(&mut self, link: &Link) -> Result<bool, RingError> {
+    fn start(&mut self, index: usize, engine: &mut impl Engine) {
+        let layout = self.layout;
+        if self.reads.len() <= index {
+            self.reads.push(Some(Box::new(Read::new())));
+        }
+        let Some(Some(read)) = self.reads.get_mut(index) else { return };
+        read.window = index * layout.wanted() + layout.lead;
+        read.buffers.clear();
+        read.buffers.push(IoVec::new(read.header.as_mut_ptr(), VNET_HDR));
+        let page =
+            |posted: &Posted| IoVec::new(posted.page.as_ptr().wrapping_add(layout.headroom), layout.page());
+        if layout.by_head {
+            read.buffers.push(IoVec::new(read.head.as_mut_ptr(), HEAD));
+            read.room = HEAD;
+        } else {
+            read.buffers.extend(self.posted.front().map(page));
+            read.room = layout.page();
+        }
+        for posted in self.posted.range(read.window..).take(layout.tail) {
+            let next = page(posted);
+            read.room += next.size();
+            let own = read.buffers.len() <= 2;
+            let last = read.buffers.last_mut().filter(|_| !own);
+            if !last.is_some_and(|last| last.extend(next.base(), next.size())) {
+                read.buffers.push(next);
+            }
+        }
+        read.buffers.push(IoVec::new(read.spill.as_mut_ptr(), 1));
+        read.result = None;
+        self.in_flight += 1;
+        // SAFETY: the read is boxed and stays as it is until its completion; so do the pages, which the guest granted
+        // for writing, which are pinned, and whose mapping stays as long as the grant table.
+        unsafe { engine.start(TOKENS + u16::try_from(index).unwrap_or(0), Op::Read, &read.buffers) };
+    }
+
+    /// A frame was read, or not. With the last one of those that were started together, all are handed to the guest.
+    pub(crate) fn complete(&mut self, link: &Link, token: u16, result: Result<usize, i32>) {
+        let index = usize::from(token.wrapping_sub(TOKENS));
+        let Some(Some(read)) = self.reads.get_mut(index) else { return };
+        if index >= self.started || read.result.replace(result).is_some() {
+            return;
+        }
+        self.in_flight -= 1;
+        if self.in_flight == 0 {
+            self.deliver_all(link);
+        }
+    }
+
+    fn deliver_all(&mut self, link: &Link) {
+        let posted = self.posted.len();
+        for index in 0..std::mem::take(&mut self.started) {
+            // Taken out while its frame is delivered.
+            let Some(mut read) = self.reads.get_mut(index).and_then(Option::take) else { return };
+            match read.result {
+                Some(Ok(got)) => {
+                    self.burst += 1;
+                    self.tap_ready = true;
+                    if !self.deliver(link, &mut read, got, posted - self.posted.len()) {
+                        count(&link.counters.rx_drops, 1);
+                    }
+                }
+                None | Some(Err(libc::EINTR)) => {}
+                Some(Err(errno)) => self.no_frame(link, errno),
+            }
+            if let Some(slot) = self.reads.get_mut(index) {
+                *slot = Some(read);
+            }
+        }
+        if self.tap_ready {
+            self.expected = (self.expected * 2).min(MAX_READS);
+        } else {
+            // And one more, to see that there are no more.
+            self.expected = (std::mem::take(&mut self.burst) + 1).clamp(2, MAX_READS);
+        }
+    }
+
+    fn no_frame(&mut self, link: &Link, errno: i32) {
+        self.tap_ready = false;
+        if errno == libc::EAGAIN {
+            return;
+        }
+        // EBADFD: the interface was deleted.
+        self.gone = errno == libc::EBADFD;
+        if !self.complained {
+            self.complained = true;
+            let error = std::io::Error::from_raw_os_error(errno);
+            tracing::warn!("{}: the tap cannot be read: {error}", link.tap.name());
+        }
+    }
+
+    /// Takes posted pages; false if there are too few for the largest frame.
+    fn refill(&mut self, link: &Link, wanted: usize) -> Result<bool, RingError> {
         let mut bytes = [0; RX_ENTRY];
         // At most a ring full: the guest may post bad requests as fast as they are answered.
         for _ in 0..self.ring.nr_entries() {
-            if self.posted.len() >= self.wanted {
-                return Ok(true);
+            if let Some(id) = self.bad {
+                // What is before it is used as long as that is possible.
+                if self.posted.len() >= wanted {
+                    break;
+                }
+                self.bad = None;
+                self.refuse_posted(link);
+                self.refuse(id);
             }
             if !self.ring.next_request(&mut bytes)? {
-                return Ok(false);
+                break;
             }
             let RxRequest { id, gref } = RxRequest::parse(&bytes);
             match link.grants.pin(gref, Access::Write) {
@@ -123,16 +392,19 @@ impl Rx {
                             link.tap.name()
                         );
                     }
-                    // Responses keep the order of the requests, so those before it are given back as well.
-                    while let Some(posted) = self.posted.pop_front() {
-                        self.refuse(posted.id);
-                        link.grants.unpin(posted.page);
-                    }
-                    self.refuse(id);
+                    self.bad = Some(id);
                 }
             }
         }
-        Ok(self.posted.len() >= self.wanted)
+        Ok(self.posted.len() >= wanted)
+    }
+
+    /// Responses keep the order of the requests: pages before a bad one that are too few go back with it.
+    fn refuse_posted(&mut self, link: &Link) {
+        while let Some(posted) = self.posted.pop_front() {
+            link.grants.unpin(posted.page);
+            self.refuse(posted.id);
+        }
     }
 
     fn refuse(&mut self, id: u16) {
@@ -140,67 +412,218 @@ impl Rx {
         self.ring.push_response(&response.emit());
     }
 
-    /// Whether the second page is left out when a frame is read, because a frame that is to be segmented has
-    /// its extra info in that slot.
-    fn leaves_gap(&self) -> bool {
-        self.features.any_gso()
-    }
-
-    /// Reads a frame into the posted pages. `None`: a frame that the guest cannot take.
-    fn read(&mut self, link: &Link) -> io::Result<Option<Frame>> {
-        let mut header = [0u8; VNET_HDR];
-        let mut spill = [0u8; 1];
-        let mut vectors = Vectors::default();
-        vectors.push(header.as_mut_ptr(), VNET_HDR);
-        let mut room = 0;
-        for (index, posted) in self.posted.iter().enumerate() {
-            if index != 1 || !self.leaves_gap() {
-                vectors.push(posted.page.as_ptr(), PAGE_SIZE);
-                room += PAGE_SIZE;
-            }
-        }
-        // The kernel cuts a frame that is too long; then there is a byte in here.
-        vectors.push(spill.as_mut_ptr(), 1);
-        // SAFETY: local buffers, and pages that the guest granted for writing and that stay mapped while the
-        // grant table does.
-        let got = unsafe { link.tap.readv(link.queue, &vectors) }?;
-        let Some(len) = got.checked_sub(VNET_HDR) else { return Ok(None) };
-        let Some(header) = VnetHeader::parse(&header) else {
+    /// Hands a frame to the guest, of which `got` bytes with its header were read. Since the reads were started, `used`
+    /// pages were used up. False: the guest cannot take it.
+    fn deliver(&mut self, link: &Link, read: &mut Read, got: usize, used: usize) -> bool {
+        let Some(len) = got.checked_sub(VNET_HDR) else { return false };
+        let Some(header) = VnetHeader::parse(&read.header) else {
             link.requests.ask_for_small_frames();
-            return Ok(None);
+            return false;
         };
-        if len < ETH_HLEN || len > room {
-            return Ok(None);
+        self.large = len > HEAD;
+        if len < ETH_HLEN || len > read.room {
+            // No more of these are lost.
+            self.oversized |= len > HEAD && header.gso.is_none();
+            return false;
         }
-        if self.leaves_gap() && header.gso.is_none() && len > PAGE_SIZE {
-            self.close_gap(link, len);
+        let from = read.window.saturating_sub(used);
+        let hash = match self.judge(link, read, from, len) {
+            Verdict::Here(hash) => hash,
+            Verdict::There(queue, hash) => {
+                let Some(mut frame) = self.accept(link, read, &header, len) else { return false };
+                frame.extras.hash = hash;
+                return self.hand_over(link, read, from, frame, queue);
+            }
+            Verdict::Drop => {
+                count(&link.counters.rx_filtered, 1);
+                return true;
+            }
+        };
+        let Some(mut frame) = self.accept(link, read, &header, len) else { return false };
+        frame.extras.hash = hash;
+        let gap = from.saturating_sub(1);
+        let first = if self.layout.by_head { HEAD } else { self.layout.page() };
+        if len <= first {
+            self.deliver_small(link, read, &frame)
+        } else {
+            self.deliver_large(link, read, &frame, first, gap)
         }
-        Ok(self.accept(link, header, len))
     }
 
-    /// Moves what was read behind the left-out page one page forward.
-    fn close_gap(&self, link: &Link, len: usize) {
-        let pages = len.div_ceil(PAGE_SIZE);
-        for (to, from) in self.posted.iter().skip(1).zip(self.posted.iter().skip(2)).take(pages - 1) {
-            let (to, from) = (&to.page, &from.page);
-            if let (Some(to), Some(from)) =
-                (link.grants.slice(to, 0, PAGE_SIZE), link.grants.slice(from, 0, PAGE_SIZE))
-            {
-                from.copy_to_volatile_slice(to);
+    /// What becomes of a frame, by its first bytes. Its further pages begin with posted page `from`, here and below.
+    fn judge(&self, link: &Link, read: &Read, from: usize, len: usize) -> Verdict {
+        if !self.view.looks() {
+            return Verdict::Here(None);
+        }
+        let mut head = [0; HEADER_MAX];
+        let head = head.get_mut(..len.min(HEADER_MAX)).unwrap_or_default();
+        self.copy_out(link, read, from, head);
+        self.view.judge(head, len)
+    }
+
+    /// Copies the first bytes of a frame that was read.
+    fn copy_out(&self, link: &Link, read: &Read, from: usize, to: &mut [u8]) {
+        let layout = self.layout;
+        let (first, pages) = if layout.by_head {
+            let (first, rest) = to.split_at_mut(to.len().min(HEAD));
+            first.copy_from_slice(read.head.get(..first.len()).unwrap_or_default());
+            (None, rest)
+        } else {
+            (self.posted.front(), to)
+        };
+        let further = self.posted.iter().skip(from);
+        for (chunk, posted) in pages.chunks_mut(layout.page()).zip(first.into_iter().chain(further)) {
+            if let Some(from) = link.grants.slice(&posted.page, layout.headroom, chunk.len()) {
+                from.copy_to(chunk);
             }
+        }
+    }
+
+    /// Gives a frame to another queue; false if that cannot take it.
+    fn hand_over(&self, link: &Link, read: &Read, from: usize, frame: Frame, queue: usize) -> bool {
+        let Frame { len, flags, extras } = frame;
+        let mut frame = vec![0; len];
+        self.copy_out(link, read, from, &mut frame);
+        count(&link.counters.rx_steered, 1);
+        self.view.hand_over(queue, Mail { frame, flags, extras })
+    }
+
+    /// Puts a frame that another queue handed over into the next pages.
+    fn deliver_mail(&mut self, link: &Link, Mail { frame, flags, mut extras }: Mail) -> bool {
+        extras.headroom = self.view.headroom();
+        let size = self.layout.page();
+        let slots = frame.len().div_ceil(size);
+        if slots > MAX_SLOTS || slots + extras.count() > self.posted.len() {
+            return false;
+        }
+        let mut flags = if extras.count() > 0 { flags | RXF_EXTRA_INFO } else { flags };
+        let mut left = frame.len();
+        for chunk in frame.chunks(size) {
+            left -= chunk.len();
+            self.copy_to_first(link, chunk);
+            self.respond(link, chunk.len(), if left > 0 { flags | RXF_MORE_DATA } else { flags });
+            if flags & RXF_EXTRA_INFO != 0 {
+                self.respond_extras(link, extras.emit(0));
+            }
+            flags = 0;
+        }
+        count(&link.counters.rx_copied, 1);
+        self.count_frame(link, frame.len());
+        true
+    }
+
+    /// A frame of one slot.
+    fn deliver_small(&mut self, link: &Link, read: &Read, frame: &Frame) -> bool {
+        if self.layout.by_head {
+            let Some(bytes) = read.head.get(..frame.len) else { return false };
+            self.copy_to_first(link, bytes);
+            count(&link.counters.rx_copied, 1);
+        } else {
+            count(&link.counters.rx_straight, 1);
+        }
+        let extras = if frame.extras.count() > 0 { RXF_EXTRA_INFO } else { 0 };
+        self.respond(link, frame.len, frame.flags | extras);
+        self.respond_extras(link, frame.extras.emit(0));
+        self.count_frame(link, frame.len);
+        true
+    }
+
+    /// A frame of which `first` bytes are in the first slot's page, or in the head, and the others behind `gap` slots.
+    fn deliver_large(&mut self, link: &Link, read: &Read, frame: &Frame, first: usize, gap: usize) -> bool {
+        let filled = frame.extras.count() > 0;
+        // Few slots hold a part of the first bytes, if there is no extra info that may be in them.
+        let fillers = if filled { 0 } else { gap };
+        let rest = first.saturating_sub(fillers * FILLER);
+        let tail = (frame.len - first).div_ceil(self.layout.page());
+        if 1 + fillers + tail > MAX_SLOTS || rest < ETH_HLEN || gap < frame.extras.count() {
+            self.oversized |= !filled;
+            return false;
+        }
+        if self.layout.by_head {
+            let Some(bytes) = read.head.get(..rest) else { return false };
+            self.copy_to_first(link, bytes);
+        }
+        for filler in 0..fillers {
+            self.fill(link, read, rest + filler * FILLER, 1 + filler);
+        }
+        let extras = if filled { RXF_EXTRA_INFO } else { 0 };
+        self.respond(link, rest, frame.flags | extras | RXF_MORE_DATA);
+        self.respond_extras(link, frame.extras.emit(gap));
+        for _ in 0..fillers {
+            self.respond(link, FILLER, RXF_MORE_DATA);
+        }
+        let mut left = frame.len - first;
+        while left > 0 {
+            let part = left.min(self.layout.page());
+            left -= part;
+            self.respond(link, part, if left > 0 { RXF_MORE_DATA } else { 0 });
+        }
+        count(&link.counters.rx_straight, 1);
+        self.count_frame(link, frame.len);
+        true
+    }
+
+    fn count_frame(&self, link: &Link, len: usize) {
+        count(&link.counters.rx_packets, 1);
+        count(&link.counters.rx_bytes, len as u64);
+    }
+
+    fn copy_to_first(&self, link: &Link, bytes: &[u8]) {
+        if let Some(posted) = self.posted.front()
+            && let Some(to) = link.grants.slice(&posted.page, self.layout.headroom, bytes.len())
+        {
+            to.copy_from(bytes);
+            count(&link.counters.rx_copied_bytes, bytes.len() as u64);
+        }
+    }
+
+    /// Copies [`FILLER`] of the first bytes, from `at` on, to the page of a slot.
+    fn fill(&self, link: &Link, read: &Read, at: usize, slot: usize) {
+        let mut bytes = [0; FILLER];
+        if self.layout.by_head {
+            bytes.copy_from_slice(read.head.get(at..at + FILLER).unwrap_or(&[0; FILLER]));
+        } else if let Some(posted) = self.posted.front()
+            && let Some(from) = link.grants.slice(&posted.page, self.layout.headroom + at, FILLER)
+        {
+            from.copy_to(&mut bytes);
+        }
+        if let Some(posted) = self.posted.get(slot)
+            && let Some(to) = link.grants.slice(&posted.page, self.layout.headroom, FILLER)
+        {
+            to.copy_from(&bytes);
+            count(&link.counters.rx_copied_bytes, FILLER as u64);
+        }
+    }
+
+    /// Gives the next page back and answers its request.
+    fn respond(&mut self, link: &Link, len: usize, flags: u16) {
+        let Some(Posted { id, page }) = self.posted.pop_front() else { return };
+        link.grants.unpin(page);
+        let (offset, status) = (u16::try_from(self.layout.headroom), i16::try_from(len));
+        let response = RxResponse { id, offset: offset.unwrap_or(0), flags, status: status.unwrap_or(0) };
+        self.ring.push_response(&response.emit());
+    }
+
+    fn respond_extras(&mut self, link: &Link, extras: impl Iterator<Item = [u8; RX_ENTRY]>) {
+        for extra in extras {
+            let Some(posted) = self.posted.pop_front() else { return };
+            link.grants.unpin(posted.page);
+            self.ring.push_response(&extra);
         }
     }
 
     /// Decides what the guest is told of a frame that was read, and fills in a checksum that it would not find.
-    fn accept(&self, link: &Link, header: VnetHeader, len: usize) -> Option<Frame> {
+    fn accept(&self, link: &Link, read: &mut Read, header: &VnetHeader, len: usize) -> Option<Frame> {
+        let headroom = u16::try_from(self.layout.headroom).unwrap_or(0);
+        let extras = RxExtras { headroom, gso: header.gso, hash: None };
         let Some(csum) = header.csum else {
             let flags = if header.data_valid { RXF_DATA_VALIDATED } else { 0 };
             // A large segment always has a blank checksum.
-            return header.gso.is_none().then_some(Frame { len, header, flags });
+            return header.gso.is_none().then_some(Frame { len, flags, extras });
         };
         // A frontend looks for the checksum itself. The copy of the headers may differ from what it will see
         // only if the guest changes its own pages.
-        let found = self.copy_headers(link, len).is_some_and(|headers| {
+        let found = self.headers(link, read, len).is_some_and(|headers| {
             let at = PartialCsum { start: headers.l4, offset: headers.csum_offset() };
             let able = match headers.ip {
                 IpVersion::V4 => self.features.csum4,
@@ -222,71 +645,55 @@ impl Rx {
         let flags = if found {
             RXF_CSUM_BLANK | RXF_DATA_VALIDATED
         } else {
-            self.fill_in(link, csum, len)?;
+            self.fill_in(link, read, csum, len)?;
             RXF_DATA_VALIDATED
         };
-        Some(Frame { len, header, flags })
+        Some(Frame { len, flags, extras })
     }
 
-    fn copy_headers(&self, link: &Link, len: usize) -> Option<Headers> {
+    /// What the headers of a frame say.
+    fn headers(&self, link: &Link, read: &Read, len: usize) -> Option<Headers> {
+        if self.layout.by_head {
+            return Headers::parse(read.head.get(..len.min(HEADER_MAX))?, len).ok();
+        }
         let mut head = [0; HEADER_MAX];
         let head = head.get_mut(..len.min(HEADER_MAX))?;
-        link.grants.slice(&self.posted.front()?.page, 0, head.len())?.copy_to(head);
+        link.grants.slice(&self.posted.front()?.page, self.layout.headroom, head.len())?.copy_to(head);
         Headers::parse(head, len).ok()
     }
 
-    /// Fills in a checksum in the pages. Only for frames without a gap: those to be segmented never come here.
-    fn fill_in(&self, link: &Link, csum: PartialCsum, len: usize) -> Option<()> {
+    /// Fills in a checksum. Not for frames to be segmented: theirs stays blank.
+    fn fill_in(&self, link: &Link, read: &mut Read, csum: PartialCsum, len: usize) -> Option<()> {
         let start = usize::from(csum.start);
         let at = start + usize::from(csum.offset);
         if at + 2 > len {
             return None;
         }
         let mut sum = Checksum::default();
+        if self.layout.by_head {
+            let frame = read.head.get_mut(..len)?;
+            sum.add(frame.get(start..)?);
+            frame.get_mut(at..at + 2)?.copy_from_slice(&sum.complement().to_be_bytes());
+            return Some(());
+        }
+        let size = self.layout.page();
+        let page = |piece: usize| {
+            let slot = if piece == 0 { 0 } else { self.layout.lead + piece - 1 };
+            self.posted.get(slot).map(|posted| &posted.page)
+        };
         let mut bytes = [0u8; PAGE_SIZE];
-        for (index, posted) in self.posted.iter().enumerate().take(len.div_ceil(PAGE_SIZE)) {
-            let first = start.saturating_sub(index * PAGE_SIZE).min(PAGE_SIZE);
-            let end = (len - index * PAGE_SIZE).min(PAGE_SIZE);
+        for piece in 0..len.div_ceil(size) {
+            let first = start.saturating_sub(piece * size).min(size);
+            let end = (len - piece * size).min(size);
             let part = bytes.get_mut(..end.saturating_sub(first))?;
-            link.grants.slice(&posted.page, first, part.len())?.copy_to(part);
+            link.grants.slice(page(piece)?, self.layout.headroom + first, part.len())?.copy_to(part);
             sum.add(part);
         }
         for (byte, at) in sum.complement().to_be_bytes().iter().zip(at..) {
-            let posted = self.posted.get(at / PAGE_SIZE)?;
-            link.grants.slice(&posted.page, at % PAGE_SIZE, 1)?.copy_from(std::slice::from_ref(byte));
+            let offset = self.layout.headroom + at % size;
+            link.grants.slice(page(at / size)?, offset, 1)?.copy_from(std::slice::from_ref(byte));
         }
         Some(())
-    }
-
-    /// Answers the requests that a frame fills.
-    fn deliver(&mut self, link: &Link, frame: &Frame) {
-        count(&link.counters.rx_packets, 1);
-        count(&link.counters.rx_bytes, frame.len as u64);
-        let mut left = frame.len;
-        let mut flags = frame.flags;
-        if frame.header.gso.is_some() {
-            flags |= RXF_EXTRA_INFO;
-        }
-        loop {
-            let part = left.min(PAGE_SIZE);
-            left -= part;
-            let more = if left > 0 { RXF_MORE_DATA } else { 0 };
-            let Some(Posted { id, page }) = self.posted.pop_front() else { return };
-            link.grants.unpin(page);
-            let status = i16::try_from(part).unwrap_or(0);
-            let response = RxResponse { id, offset: 0, flags: flags | more, status };
-            self.ring.push_response(&response.emit());
-            if flags & RXF_EXTRA_INFO != 0
-                && let (Some(gso), Some(posted)) = (frame.header.gso, self.posted.pop_front())
-            {
-                link.grants.unpin(posted.page);
-                self.ring.push_response(&gso.emit());
-            }
-            if left == 0 {
-                return;
-            }
-            flags = 0;
-        }
     }
 
     /// Shows the responses; true: the guest wants an event.
@@ -297,14 +704,23 @@ impl Rx {
     /// Before sleeping: true if the pages that frames wait for came meanwhile. While none waits, no event is
     /// asked for.
     pub(crate) fn arm(&mut self) -> Result<bool, RingError> {
-        let missing = self.wanted.saturating_sub(self.posted.len());
-        Ok(self.starved && self.ring.final_check_for(u32::try_from(missing).unwrap_or(1))?)
+        if !self.starved {
+            return Ok(false);
+        }
+        let wanted = self.layout.wanted().saturating_sub(self.posted.len());
+        self.ring.final_check_for(u32::try_from(wanted).unwrap_or(1).max(1))
     }
 
-    /// Gives the pages back that no frame came for.
+    /// Gives the pages back that no frame came for. No read is under way.
     pub(crate) fn release(&mut self, link: &Link) {
         for posted in self.posted.drain(..) {
             link.grants.unpin(posted.page);
         }
+    }
+
+    /// The engine can no longer tell when the kernel is done with the memory: it is never used again.
+    pub(crate) fn abandon(&mut self) {
+        std::mem::forget((std::mem::take(&mut self.reads), std::mem::take(&mut self.posted)));
+        self.in_flight = 0;
     }
 }

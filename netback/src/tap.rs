@@ -1,5 +1,8 @@
 //! The host's end of an interface: a tap device, and the header before each of its frames.
 
+mod passed;
+
+use std::any::Any;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -10,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use thiserror::Error;
 
 use crate::protocol::{Gso, GsoKind};
+pub use passed::PassedProblem;
 
 /// Queues of one tap (MAX_TAP_QUEUES of Linux's tun.c).
 const MAX_QUEUES: usize = 256;
@@ -29,6 +33,14 @@ pub enum TapError {
     /// Not allowed.
     #[error("cannot make interface {0}: not permitted; run as root or with CAP_NET_ADMIN")]
     NotPermitted(String),
+    /// A descriptor of the caller cannot be used.
+    #[error("fd={fd}: {problem}")]
+    Passed {
+        /// The descriptor.
+        fd: RawFd,
+        /// The reason and the way out.
+        problem: PassedProblem,
+    },
     /// Anything else.
     #[error("cannot make interface {name}: {error}")]
     Host {
@@ -53,10 +65,14 @@ pub struct Offload {
 /// A tap device. It vanishes with the last file, however the process ends.
 #[derive(Debug)]
 pub struct Tap {
+    /// Dropped before the files.
+    _guard: Option<Box<dyn Any + Send + Sync>>,
     name: String,
     queues: Vec<File>,
     /// Queues that the kernel hands frames to: the first ones.
     active: AtomicUsize,
+    /// It is a socket.
+    stand_in: bool,
 }
 
 impl Tap {
@@ -70,7 +86,13 @@ impl Tap {
         if queues > 1 {
             flags |= libc::IFF_MULTI_QUEUE;
         }
-        let mut tap = Self { name: name.to_owned(), queues: Vec::new(), active: AtomicUsize::new(queues) };
+        let mut tap = Self {
+            _guard: None,
+            name: name.to_owned(),
+            queues: Vec::new(),
+            active: AtomicUsize::new(queues),
+            stand_in: false,
+        };
         for index in 0..queues {
             // The first one must make the interface, and not share one that is there.
             let exclusive = if index == 0 { libc::IFF_TUN_EXCL } else { 0 };
@@ -83,7 +105,19 @@ impl Tap {
     /// A socket of datagrams in place of a tap.
     #[cfg(feature = "testing")]
     pub(crate) fn stand_in(socket: std::os::fd::OwnedFd) -> Self {
-        Self { name: "stand-in".to_owned(), queues: vec![socket.into()], active: AtomicUsize::new(1) }
+        let queues = vec![socket.into()];
+        Self {
+            _guard: None,
+            name: "stand-in".to_owned(),
+            queues,
+            active: AtomicUsize::new(1),
+            stand_in: true,
+        }
+    }
+
+    /// Keeps `guard` and drops it while the interface is still there: what was made for it on the host goes first.
+    pub fn with_guard(self, guard: impl Any + Send + Sync) -> Self {
+        Self { _guard: Some(Box::new(guard)), ..self }
     }
 
     /// Name of the interface.
@@ -137,40 +171,30 @@ impl Tap {
         Ok(())
     }
 
-    /// Throws away what waits in a queue: frames of a time when another frontend, with other abilities, was
-    /// connected. At most `limit` frames, for the bridge may send on while we read.
-    pub fn drain(&self, queue: usize, limit: usize) {
+    /// Throws away what waits in a queue: frames that are too old, or of a time when another frontend, with other
+    /// abilities, was connected. At most `limit` frames, for the bridge may send on while we read. How many.
+    pub fn drain(&self, queue: usize, limit: usize) -> u64 {
+        let Some(fd) = self.fd(queue) else { return 0 };
         let mut bytes = [0u8; 64];
-        let mut vectors = Vectors::default();
-        vectors.push(bytes.as_mut_ptr(), bytes.len());
+        let mut count = 0;
         for _ in 0..limit {
-            // SAFETY: the vector names the buffer above. A frame that does not fit is cut.
-            if unsafe { self.readv(queue, &vectors) }.is_err() {
-                return;
+            // SAFETY: the buffer is as long as said. A frame that does not fit is cut.
+            if unsafe { libc::read(fd, bytes.as_mut_ptr().cast(), bytes.len()) } < 0 {
+                break;
             }
+            count += 1;
         }
+        count
     }
 
-    /// Reads one header and frame into `vectors`; a longer one is cut to fit.
-    ///
-    /// # Safety
-    /// The vectors name memory that may be written and that no Rust reference is held to.
-    pub unsafe fn readv(&self, queue: usize, vectors: &Vectors) -> io::Result<usize> {
-        let fd = self.fd(queue).ok_or(io::ErrorKind::NotFound)?;
-        // SAFETY: as the caller promises.
-        let got = unsafe { libc::readv(fd, vectors.array.as_ptr(), vectors.count()) };
-        usize::try_from(got).map_err(|_| io::Error::last_os_error())
-    }
-
-    /// Writes one header and frame from `vectors`.
-    ///
-    /// # Safety
-    /// The vectors name memory that may be read.
-    pub unsafe fn writev(&self, queue: usize, vectors: &Vectors) -> io::Result<usize> {
-        let fd = self.fd(queue).ok_or(io::ErrorKind::NotFound)?;
-        // SAFETY: as the caller promises.
-        let done = unsafe { libc::writev(fd, vectors.array.as_ptr(), vectors.count()) };
-        usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    /// Whether reads and writes that are told to fail rather than wait (RWF_NOWAIT) work: io_uring needs them to.
+    pub fn knows_nowait(&self) -> bool {
+        let byte = 0u8;
+        let vector = libc::iovec { iov_base: (&raw const byte).cast_mut().cast(), iov_len: 1 };
+        let Some(fd) = self.fd(0).filter(|_| !self.stand_in) else { return false };
+        // SAFETY: the vector names one byte. It is shorter than a header, so no frame is sent by it.
+        let result = unsafe { libc::pwritev2(fd, &raw const vector, 1, 0, libc::RWF_NOWAIT) };
+        result >= 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EOPNOTSUPP)
     }
 
     fn ioctl(&self, queue: usize, request: libc::Ioctl, argument: Argument<'_>) -> io::Result<()> {
@@ -196,36 +220,6 @@ fn tun_ioctl(fd: RawFd, request: libc::Ioctl, argument: Argument<'_>) -> io::Res
         Argument::Request(value) => unsafe { libc::ioctl(fd, request, std::ptr::from_mut(value)) },
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// Vectors of one frame: its header, a copy of its first bytes or a spare byte, and a page for each slot.
-const MAX_VECTORS: usize = 2 + crate::protocol::MAX_SLOTS;
-
-/// A list of memory ranges for one system call.
-pub struct Vectors {
-    array: [libc::iovec; MAX_VECTORS],
-    len: usize,
-}
-
-impl Default for Vectors {
-    fn default() -> Self {
-        let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        Self { array: [empty; MAX_VECTORS], len: 0 }
-    }
-}
-
-impl Vectors {
-    /// Adds `len` bytes from `start`; false if there is no room for more ranges.
-    pub fn push(&mut self, start: *mut u8, len: usize) -> bool {
-        let Some(slot) = self.array.get_mut(self.len) else { return false };
-        *slot = libc::iovec { iov_base: start.cast(), iov_len: len };
-        self.len += 1;
-        true
-    }
-
-    fn count(&self) -> libc::c_int {
-        libc::c_int::try_from(self.len).unwrap_or(0)
-    }
 }
 
 /// Whether Linux takes `name` for an interface (dev_valid_name).

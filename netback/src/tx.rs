@@ -1,15 +1,20 @@
 //! The transmit ring: frames of the guest go to the tap.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use devices::xen::grant_table::{Access, PinnedPage};
 use devices::xen::shared_ring::BackRing;
 
+use crate::engine::{Engine, IoVec, Op};
 use crate::headers::{HEADER_MAX, HeaderError, Headers, IpVersion, Transport};
 use crate::packet::{BadPacket, Taken, TxFatal, TxPacket};
 use crate::protocol::{GsoKind, TxStatus, tx_response};
-use crate::queue::{BATCH, Link, count};
-use crate::tap::{PartialCsum, Vectors, VnetHeader};
+use crate::queue::{Link, count};
+use crate::tap::{PartialCsum, VNET_HDR, VnetHeader};
+
+/// Packets under way at a time: of one system call.
+pub(crate) const BATCH: usize = 64;
 
 /// Why a packet was answered with an error.
 #[derive(Debug, thiserror::Error)]
@@ -26,111 +31,157 @@ enum Refused {
     Tap(io::Error),
 }
 
+/// A packet under way: what the kernel reads stays where it is until its completion.
+#[derive(Debug, Default)]
+struct Slot {
+    packet: TxPacket,
+    pages: Vec<PinnedPage>,
+    header: [u8; VNET_HDR],
+    head: Head,
+    buffers: Vec<IoVec>,
+}
+
+/// The first bytes of a packet, copied to be looked at.
+#[derive(Debug)]
+struct Head([u8; HEADER_MAX]);
+
+impl Default for Head {
+    fn default() -> Self {
+        Self([0; HEADER_MAX])
+    }
+}
+
+/// What is left to do after [`Tx::run`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// The ring is empty.
+    Nothing,
+    /// There may be more.
+    More,
+    /// The next packet has to wait so long.
+    After(Duration),
+}
+
 /// The transmit half of a queue.
 #[derive(Debug)]
 pub(crate) struct Tx {
     ring: BackRing,
-    packet: TxPacket,
-    pages: Vec<PinnedPage>,
+    /// By token. There are as many as were ever under way at once.
+    #[expect(clippy::vec_box, reason = "the kernel has their addresses while the list grows")]
+    slots: Vec<Box<Slot>>,
+    /// The last one given back is the next one taken.
+    free: Vec<u16>,
     complained: bool,
 }
 
 impl Tx {
     pub(crate) fn new(ring: BackRing) -> Self {
-        Self { ring, packet: TxPacket::default(), pages: Vec::new(), complained: false }
+        Self { ring, slots: Vec::new(), free: Vec::new(), complained: false }
     }
 
-    /// Sends up to [`BATCH`] packets; true if there were any.
-    pub(crate) fn run(&mut self, link: &Link) -> Result<bool, TxFatal> {
-        for sent in 0..BATCH {
-            let result = match self.packet.take(&mut self.ring)? {
-                Taken::Nothing => return Ok(sent > 0),
-                Taken::Packet => self.send(link),
+    /// Packets under way.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Starts to send up to [`BATCH`] packets.
+    pub(crate) fn run(
+        &mut self,
+        link: &Link,
+        engine: &mut impl Engine,
+        now: Instant,
+    ) -> Result<Left, TxFatal> {
+        for _ in 0..BATCH {
+            if let Some(credit) = &link.credit
+                && let Some(delay) = credit.delay(now)
+                && self.ring.pending()? > 0
+            {
+                return Ok(Left::After(delay));
+            }
+            let Some(token) = self.free.pop().or_else(|| self.grow()) else { return Ok(Left::More) };
+            let Some(slot) = self.slots.get_mut(usize::from(token)) else { return Ok(Left::More) };
+            let taken = slot.packet.take(&mut self.ring);
+            if !matches!(taken, Ok(Taken::Packet | Taken::Bad(_) | Taken::Group(_))) {
+                self.free.push(token);
+            }
+            let taken = taken?;
+            if taken == Taken::Nothing {
+                return Ok(Left::Nothing);
+            }
+            if let Some(credit) = &link.credit {
+                credit.charge(slot.packet.len());
+            }
+            let prepared = match taken {
                 Taken::Bad(bad) => Err(bad.into()),
-            };
-            for page in self.pages.drain(..) {
-                link.grants.unpin(page);
-            }
-            let status = result.unwrap_or_else(|refused| {
-                count(&link.counters.tx_errors, 1);
-                if !self.complained {
-                    self.complained = true;
-                    tracing::warn!(
-                        "{}: a frame of the guest is refused: {refused} (said once)",
-                        link.tap.name()
-                    );
+                Taken::Group(change) => {
+                    let status =
+                        if link.settings.multicast.change(change) { TxStatus::Okay } else { TxStatus::Error };
+                    self.answer(link, token, status);
+                    continue;
                 }
-                TxStatus::Error
-            });
-            for id in self.packet.ids() {
-                let response = match id {
-                    Some(id) => tx_response(*id, status),
-                    None => tx_response(0, TxStatus::Null),
-                };
-                self.ring.push_response(&response);
+                _ => slot.prepare(link),
+            };
+            match prepared {
+                // SAFETY: the slot is boxed and stays as it is until its completion, and so do the pages, which
+                // are pinned: TxPacket vouches that each piece lies in its page.
+                Ok(()) => unsafe { engine.start(token, Op::Write, &slot.buffers) },
+                Err(refused) => self.refuse(link, token, &refused),
             }
         }
-        Ok(true)
+        Ok(Left::More)
     }
 
-    /// Sends the packet straight from the guest's pages, which stay pinned in `self.pages`.
-    fn send(&mut self, link: &Link) -> Result<TxStatus, Refused> {
-        for piece in self.packet.pieces() {
-            self.pages.push(link.grants.pin(piece.gref, Access::Read)?);
-        }
-        let mut head = [0; HEADER_MAX];
-        let mut header = VnetHeader::default();
-        let mut copied: &mut [u8] = &mut [];
-        if self.packet.csum_blank() || self.packet.gso().is_some() {
-            // What is checked here must be what is sent, while the guest may change its pages at any time
-            // (XSA-155): the headers go out from this copy.
-            copied = self.copy_head(link, &mut head);
-            header = offload(&self.packet, copied)?;
-        }
-        let mut bytes = header.emit();
-        let mut vectors = Vectors::default();
-        vectors.push(bytes.as_mut_ptr(), bytes.len());
-        let mut skip = copied.len();
-        if skip > 0 {
-            vectors.push(copied.as_mut_ptr(), skip);
-        }
-        for (piece, page) in self.packet.pieces().iter().zip(&self.pages) {
-            let skipped = skip.min(piece.len);
-            skip -= skipped;
-            if skipped < piece.len {
-                let start = page.as_ptr().wrapping_add(piece.offset + skipped);
-                vectors.push(start, piece.len - skipped);
-            }
-        }
-        // SAFETY: the local buffers live here, and TxPacket vouches that each piece lies in its page, which
-        // stays mapped while the grant table does.
-        match unsafe { link.tap.writev(link.queue, &vectors) } {
+    fn grow(&mut self) -> Option<u16> {
+        let token = u16::try_from(self.slots.len()).ok().filter(|token| usize::from(*token) < BATCH)?;
+        self.slots.push(Box::default());
+        Some(token)
+    }
+
+    /// A packet was sent, or not.
+    pub(crate) fn complete(&mut self, link: &Link, token: u16, result: Result<usize, i32>) {
+        let Some(slot) = self.slots.get(usize::from(token)) else { return };
+        match result {
             Ok(_) => {
                 count(&link.counters.tx_packets, 1);
-                count(&link.counters.tx_bytes, self.packet.len() as u64);
-                Ok(TxStatus::Okay)
+                count(&link.counters.tx_bytes, slot.packet.len() as u64);
+                self.answer(link, token, TxStatus::Okay);
             }
             // The kernel finds the frame wrong.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(Refused::Tap(error)),
+            Err(libc::EINVAL) => {
+                let error = io::Error::from_raw_os_error(libc::EINVAL);
+                self.refuse(link, token, &Refused::Tap(error));
+            }
             // The interface is down or gone, or the host is short of memory: as if the cable were out.
             Err(_) => {
                 count(&link.counters.tx_drops, 1);
-                Ok(TxStatus::Dropped)
+                self.answer(link, token, TxStatus::Dropped);
             }
         }
     }
 
-    /// Copies the first bytes of the packet; returns what was copied.
-    fn copy_head<'a>(&self, link: &Link, head: &'a mut [u8; HEADER_MAX]) -> &'a mut [u8] {
-        let mut done = 0;
-        for (piece, page) in self.packet.pieces().iter().zip(&self.pages) {
-            let room = head.get_mut(done..).unwrap_or_default();
-            let len = piece.len.min(room.len());
-            let Some(slice) = link.grants.slice(page, piece.offset, len) else { break };
-            slice.copy_to(room);
-            done += len;
+    fn refuse(&mut self, link: &Link, token: u16, refused: &Refused) {
+        count(&link.counters.tx_errors, 1);
+        if !self.complained {
+            self.complained = true;
+            tracing::warn!("{}: a frame of the guest is refused: {refused} (said once)", link.tap.name());
         }
-        head.get_mut(..done).unwrap_or_default()
+        self.answer(link, token, TxStatus::Error);
+    }
+
+    /// Gives the pages back, then answers all slots of the packet.
+    fn answer(&mut self, link: &Link, token: u16, status: TxStatus) {
+        let Some(slot) = self.slots.get_mut(usize::from(token)) else { return };
+        for page in slot.pages.drain(..) {
+            link.grants.unpin(page);
+        }
+        for id in slot.packet.ids() {
+            let response = match id {
+                Some(id) => tx_response(*id, status),
+                None => tx_response(0, TxStatus::Null),
+            };
+            self.ring.push_response(&response);
+        }
+        self.free.push(token);
     }
 
     /// Shows the responses; true: the guest wants an event.
@@ -142,11 +193,77 @@ impl Tx {
     pub(crate) fn arm(&mut self) -> Result<bool, TxFatal> {
         Ok(self.ring.final_check()?)
     }
+
+    /// The engine can no longer tell when the kernel is done with the memory: it is never used again.
+    pub(crate) fn abandon(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.slots));
+        self.free.clear();
+    }
+}
+
+impl Slot {
+    /// Lists what is to be sent: straight from the guest's pages, which stay pinned.
+    fn prepare(&mut self, link: &Link) -> Result<(), Refused> {
+        let Self { packet, pages, header, head, buffers } = self;
+        for piece in packet.pieces() {
+            pages.push(link.grants.pin(piece.gref, Access::Read)?);
+        }
+        let mut copied: &mut [u8] = &mut [];
+        *header = VnetHeader::default().emit();
+        if packet.csum_blank() || packet.gso().is_some() {
+            // What is checked here must be what is sent, while the guest may change its pages at any time
+            // (XSA-155): the headers go out from this copy.
+            copied = copy_head(packet, pages, link, &mut head.0);
+            let headers = Headers::parse(copied, packet.len())?;
+            *header = offload(packet, &headers, copied)?.emit();
+            copied = copied.get_mut(..headers.payload.into()).unwrap_or_default();
+            count(&link.counters.tx_copied_bytes, copied.len() as u64);
+        }
+        buffers.clear();
+        buffers.push(IoVec::new(header.as_mut_ptr(), header.len()));
+        let mut skip = copied.len();
+        if skip > 0 {
+            buffers.push(IoVec::new(copied.as_mut_ptr(), skip));
+        }
+        for (piece, page) in packet.pieces().iter().zip(pages.iter()) {
+            let skipped = skip.min(piece.len);
+            skip -= skipped;
+            if skipped < piece.len {
+                let start = page.as_ptr().wrapping_add(piece.offset + skipped);
+                let len = piece.len - skipped;
+                // The first two are of our own memory.
+                let own = 1 + usize::from(!copied.is_empty());
+                let neighbour =
+                    buffers.get_mut(own..).and_then(<[_]>::last_mut).is_some_and(|b| b.extend(start, len));
+                if !neighbour {
+                    buffers.push(IoVec::new(start, len));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Copies the first bytes of the packet; returns what was copied.
+fn copy_head<'a>(
+    packet: &TxPacket,
+    pages: &[PinnedPage],
+    link: &Link,
+    head: &'a mut [u8; HEADER_MAX],
+) -> &'a mut [u8] {
+    let mut done = 0;
+    for (piece, page) in packet.pieces().iter().zip(pages) {
+        let room = head.get_mut(done..).unwrap_or_default();
+        let len = piece.len.min(room.len());
+        let Some(slice) = link.grants.slice(page, piece.offset, len) else { break };
+        slice.copy_to(room);
+        done += len;
+    }
+    head.get_mut(..done).unwrap_or_default()
 }
 
 /// What the tap is told about a packet, whose first bytes are in `head`.
-fn offload(packet: &TxPacket, head: &mut [u8]) -> Result<VnetHeader, Refused> {
-    let headers = Headers::parse(head, packet.len())?;
+fn offload(packet: &TxPacket, headers: &Headers, head: &mut [u8]) -> Result<VnetHeader, Refused> {
     headers.set_pseudo_checksum(head);
     let mut header = VnetHeader {
         csum: Some(PartialCsum { start: headers.l4, offset: headers.csum_offset() }),

@@ -14,44 +14,48 @@ use crate::tap::{PartialCsum, Tap, VnetHeader};
 use crate::testing::{HostSide, assert_checksum, enter_network_namespace, tcp_frame, wait};
 use crate::{NetDevice, VifConfig};
 
-const PAGE: usize = 4096;
-const PLAIN: [u8; 10] = [0; 10];
+pub(crate) const PAGE: usize = 4096;
+pub(crate) const PLAIN: [u8; 10] = [0; 10];
 /// What xen-netfront of Linux writes.
-const LINUX: &[&str] = &["feature-sg", "feature-gso-tcpv4", "feature-gso-tcpv6", "feature-ipv6-csum-offload"];
-const OKAY: i16 = 0;
-const ERROR: i16 = -1;
-const DROPPED: i16 = -2;
-const NULL: i16 = 1;
+pub(crate) const LINUX: &[&str] =
+    &["feature-sg", "feature-gso-tcpv4", "feature-gso-tcpv6", "feature-ipv6-csum-offload"];
+pub(crate) const OKAY: i16 = 0;
+pub(crate) const ERROR: i16 = -1;
+pub(crate) const DROPPED: i16 = -2;
+pub(crate) const NULL: i16 = 1;
 
 /// One queue pair as a frontend has it.
-struct Pair {
-    tx: FrontRing,
-    rx: FrontRing,
-    tx_port: Port,
-    rx_port: Port,
+pub(crate) struct Pair {
+    pub(crate) tx: FrontRing,
+    pub(crate) rx: FrontRing,
+    pub(crate) tx_port: Port,
+    pub(crate) rx_port: Port,
     /// Pages posted to receive, by id.
-    posted: Vec<(u64, GrantRef)>,
-    next_id: u16,
+    pub(crate) posted: Vec<(u64, GrantRef)>,
+    pub(crate) next_id: u16,
 }
 
-struct Rig {
-    guest: FakeGuest,
-    device: NetDevice,
-    host: HostSide,
-    pairs: Vec<Pair>,
+pub(crate) struct Rig {
+    pub(crate) guest: FakeGuest,
+    pub(crate) device: NetDevice,
+    pub(crate) host: HostSide,
+    pub(crate) pairs: Vec<Pair>,
 }
 
-/// A received frame: its bytes, the flags of its first slot, its segmentation, and bytes per slot.
-#[derive(Debug, PartialEq)]
-struct Received {
-    frame: Vec<u8>,
-    flags: u16,
-    gso: Option<Gso>,
-    slots: Vec<usize>,
+/// A received frame: its bytes, the flags of its first slot, its segmentation, its other extra infos, the room before
+/// its data, and bytes per slot.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Received {
+    pub(crate) frame: Vec<u8>,
+    pub(crate) flags: u16,
+    pub(crate) gso: Option<Gso>,
+    pub(crate) others: Vec<[u8; RX_ENTRY]>,
+    pub(crate) headroom: u16,
+    pub(crate) slots: Vec<usize>,
 }
 
 impl Rig {
-    fn new(mtu: u16, queues: usize) -> Self {
+    pub(crate) fn new(mtu: u16, queues: usize) -> Self {
         enter_network_namespace();
         let tap = Tap::create("vif1.0", queues).unwrap();
         let host = HostSide::up("vif1.0", mtu.into());
@@ -59,20 +63,21 @@ impl Rig {
             index: 0,
             mac: "00:16:3e:00:00:01".parse().unwrap(),
             vifname: "vif1.0".into(),
-            bridge: "xenbr0".into(),
+            toolstack: Default::default(),
             mtu,
+            rate: None,
         };
         Self { guest: FakeGuest::new(2048), device: NetDevice::new(config, tap), host, pairs: Vec::new() }
     }
 
     /// An interface of one queue, connected, with `features` of the frontend.
-    fn connected(mtu: u16, features: &[&str]) -> Self {
+    pub(crate) fn connected(mtu: u16, features: &[&str]) -> Self {
         let mut rig = Self::new(mtu, 1);
         rig.connect(1, false, features);
         rig
     }
 
-    fn prepare(&mut self, queues: usize, split: bool, features: &[&str]) {
+    pub(crate) fn prepare(&mut self, queues: usize, split: bool, features: &[&str]) {
         let guest = &mut self.guest;
         guest.keys.clear();
         for key in ["request-rx-copy", "feature-rx-notify"].iter().chain(features) {
@@ -99,28 +104,28 @@ impl Rig {
         }
     }
 
-    fn connect(&mut self, queues: usize, split: bool, features: &[&str]) {
+    pub(crate) fn connect(&mut self, queues: usize, split: bool, features: &[&str]) {
         self.prepare(queues, split, features);
         self.device.connect(&self.guest, &self.guest.domain).unwrap();
         self.host.notice_carrier();
     }
 
-    fn disconnect(&mut self) {
+    pub(crate) fn disconnect(&mut self) {
         self.device.disconnect();
         self.wait_stopped();
     }
 
-    fn wait_stopped(&mut self) {
+    pub(crate) fn wait_stopped(&mut self) {
         let device = &mut self.device;
         wait("the queues to stop", || device.is_stopped());
     }
 
-    fn counter(&self, name: &str) -> u64 {
+    pub(crate) fn counter(&self, name: &str) -> u64 {
         self.device.counters().into_iter().find(|(n, _)| *n == name).unwrap().1
     }
 
     /// Puts `pieces` (offset, bytes) of a packet of `size` bytes into the transmit ring.
-    fn put_packet(
+    pub(crate) fn put_packet(
         &mut self,
         queue: usize,
         size: usize,
@@ -150,7 +155,14 @@ impl Rig {
     }
 
     /// Transmits a frame, cut up into pages; its first `first` bytes are in the first one.
-    fn transmit(&mut self, queue: usize, frame: &[u8], first: usize, flags: u16, gso: Option<Gso>) {
+    pub(crate) fn transmit(
+        &mut self,
+        queue: usize,
+        frame: &[u8],
+        first: usize,
+        flags: u16,
+        gso: Option<Gso>,
+    ) {
         let (head, rest) = frame.split_at(first.min(frame.len()));
         let pieces: Vec<_> =
             std::iter::once((64, head)).chain(rest.chunks(PAGE).map(|piece| (0, piece))).collect();
@@ -158,7 +170,7 @@ impl Rig {
         self.push_tx(queue);
     }
 
-    fn push_tx(&mut self, queue: usize) {
+    pub(crate) fn push_tx(&mut self, queue: usize) {
         let pair = &self.pairs[queue];
         if pair.tx.publish(&self.guest) {
             self.guest.send(pair.tx_port);
@@ -166,7 +178,7 @@ impl Rig {
     }
 
     /// Status of the next `n` transmit responses.
-    fn statuses(&mut self, queue: usize, n: usize) -> Vec<i16> {
+    pub(crate) fn statuses(&mut self, queue: usize, n: usize) -> Vec<i16> {
         let (tx, guest) = (&mut self.pairs[queue].tx, &self.guest);
         let mut statuses = Vec::new();
         wait("transmit responses", || {
@@ -179,7 +191,7 @@ impl Rig {
     }
 
     /// Posts `n` pages to receive into; true: the backend wanted an event.
-    fn post(&mut self, queue: usize, n: usize) -> bool {
+    pub(crate) fn post(&mut self, queue: usize, n: usize) -> bool {
         let pair = &mut self.pairs[queue];
         for _ in 0..n {
             let (frame, gref) = self.guest.granted_page();
@@ -195,7 +207,7 @@ impl Rig {
     }
 
     /// The next receive response, which must be in the slot of request `slot`.
-    fn response(&mut self, queue: usize) -> RxResponse {
+    pub(crate) fn response(&mut self, queue: usize) -> RxResponse {
         let (rx, guest) = (&mut self.pairs[queue].rx, &self.guest);
         let mut response = None;
         wait("a receive response", || {
@@ -207,8 +219,8 @@ impl Rig {
 
     /// Takes a frame as a frontend does, checking that responses are in the slots of their requests and that
     /// the pages were given back.
-    fn receive(&mut self, queue: usize) -> Received {
-        let mut received = Received { frame: Vec::new(), flags: 0, gso: None, slots: Vec::new() };
+    pub(crate) fn receive(&mut self, queue: usize) -> Received {
+        let mut received = Received::default();
         loop {
             let slot = self.pairs[queue].rx.rsp_cons;
             let response = self.response(queue);
@@ -219,14 +231,17 @@ impl Rig {
             let bytes = self.guest.read(frame, response.offset.into(), response.status as usize);
             if received.slots.is_empty() {
                 received.flags = response.flags & !RXF_MORE_DATA;
-                if response.flags & RXF_EXTRA_INFO != 0 {
+                received.headroom = response.offset;
+                let mut more = response.flags & RXF_EXTRA_INFO != 0;
+                while more {
                     let (rx, guest) = (&mut self.pairs[queue].rx, &self.guest);
-                    let extra = rx.take(guest, RX_ENTRY).unwrap();
-                    assert_eq!((extra[0], extra[1]), (1, 0), "{extra:?}");
-                    let kind = [GsoKind::TcpV4, GsoKind::TcpV6][usize::from(extra[4]) - 1];
-                    received.gso = Some(Gso { size: u16::from_le_bytes([extra[2], extra[3]]), kind });
+                    let extra: [u8; RX_ENTRY] = rx.take(guest, RX_ENTRY).unwrap().try_into().unwrap();
+                    more = extra[1] != 0;
+                    let extra = [&[extra[0], 0], &extra[2..]].concat().try_into().unwrap();
+                    received.add_extra(extra);
                 }
             }
+            assert_eq!(response.offset, received.headroom, "all pages have the same room");
             received.slots.push(bytes.len());
             received.frame.extend(bytes);
             if response.flags & RXF_MORE_DATA == 0 {
@@ -236,22 +251,35 @@ impl Rig {
     }
 }
 
+impl Received {
+    /// As a frontend does: the last one of a type counts.
+    fn add_extra(&mut self, extra: [u8; RX_ENTRY]) {
+        if extra[0] == 1 {
+            let kind = [GsoKind::TcpV4, GsoKind::TcpV6][usize::from(extra[4]) - 1];
+            self.gso = Some(Gso { size: u16::from_le_bytes([extra[2], extra[3]]), kind });
+        } else {
+            self.others.retain(|other| other[0] != extra[0]);
+            self.others.push(extra);
+        }
+    }
+}
+
 /// Asserts that no grant of the guest is in use.
-fn assert_all_given_back(guest: &FakeGuest) {
+pub(crate) fn assert_all_given_back(guest: &FakeGuest) {
     for gref in 8..512 {
         let flags = guest.grant_flags(GrantRef(gref));
         assert_eq!(flags & (8 | 16), 0, "grant reference {gref} is still in use: {flags:#x}");
     }
 }
 
-fn ethernet(len: usize) -> Vec<u8> {
+pub(crate) fn ethernet(len: usize) -> Vec<u8> {
     let mut frame: Vec<u8> = (0..len).map(|i| (i * 13 + i / 256) as u8).collect();
     // Two unicast addresses and a type of no protocol.
     frame[..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5]);
     frame
 }
 
-fn blank(v6: bool, gso: Option<Gso>) -> VnetHeader {
+pub(crate) fn blank(v6: bool, gso: Option<Gso>) -> VnetHeader {
     let start = if v6 { 54 } else { 34 };
     let csum = Some(PartialCsum { start, offset: 16 });
     VnetHeader { csum, data_valid: false, gso, hdr_len: gso.map_or(0, |_| start + 20) }
@@ -434,20 +462,25 @@ fn frames_from_the_host_fill_the_slots_in_order() {
     for len in [60, 1514, 61] {
         rig.host.send(PLAIN, &ethernet(len)).unwrap();
         let received = rig.receive(0);
-        assert_eq!(received, Received { frame: ethernet(len), flags: 0, gso: None, slots: vec![len] });
+        assert_eq!(received, Received { frame: ethernet(len), slots: vec![len], ..Received::default() });
     }
     assert_eq!((rig.counter("rx_packets"), rig.counter("rx_bytes")), (3, 60 + 1514 + 61));
 }
 
 #[test]
 fn a_large_frame_is_spread_over_slots() {
-    for features in [LINUX, &["feature-sg"]] {
+    // Where an extra info might have come, the second slot has the end of the first page: no page is copied.
+    let straight = [(9014, vec![4096, 4096, 822]), (4096, vec![4096]), (4097, vec![4096, 1])];
+    let with_gap = [(9014, vec![4032, 64, 4096, 822]), (4096, vec![4096]), (4097, vec![4032, 64, 1])];
+    for (features, cases) in [(&["feature-sg"][..], straight), (LINUX, with_gap)] {
         let mut rig = Rig::connected(9000, features);
         rig.post(0, 60);
-        for (len, slots) in [(9014, vec![4096, 4096, 822]), (4096, vec![4096]), (4097, vec![4096, 1])] {
+        for (len, slots) in cases {
             rig.host.send(PLAIN, &ethernet(len)).unwrap();
-            assert_eq!(rig.receive(0), Received { frame: ethernet(len), flags: 0, gso: None, slots });
+            assert_eq!(rig.receive(0), Received { frame: ethernet(len), slots, ..Received::default() });
         }
+        assert_eq!(rig.counter("rx_straight"), 3);
+        assert_eq!(rig.counter("rx_copied_bytes"), if features == LINUX { 2 * 64 } else { 0 });
     }
 }
 

@@ -15,7 +15,10 @@ pub const GUEST_KERNELS: [(&str, &str); 2] =
 const GUEST_MODULES: [&str; 2] = ["xen-blkfront", "xen-netfront"];
 /// Modules that the guest's init does not load: a test does.
 const GUEST_EXTRA_MODULES: [&str; 3] = ["xen-evtchn", "xen-gntdev", "xen-gntalloc"];
-const L1_MODULES: [&str; 4] = ["kvm-amd", "tun", "bridge", "loop"];
+const L1_MODULES: [&str; 7] = ["kvm-amd", "tun", "bridge", "loop", "nf_tables", "nft_chain_nat", "nft_masq"];
+/// Packages with libraries of `nft` that Debian's base system lacks.
+const NFT_LIBRARIES: [&str; 8] =
+    ["libnftables1", "libnftnl11", "libmnl0", "libjansson4", "libxtables12", "libedit2", "libbsd0", "libmd0"];
 
 /// Package, file in it, file in the folder of tools.
 const TOOLS: [(&str, &str, &str); 6] = [
@@ -77,12 +80,18 @@ pub fn kernel(cache: &Cache, label: &str) -> Result<Kernel> {
 pub fn l1(cache: &Cache, label: &str) -> Result<PathBuf> {
     let kernel = kernel(cache, label)?;
     let folder = cache.path("l1").join(label);
-    let recipe = format!("{} {L1_MODULES:?}\n{L1_INIT}", kernel.release);
+    let recipe = format!("{} {L1_MODULES:?} {NFT_LIBRARIES:?}\n{L1_INIT}", kernel.release);
     build_once(&folder, &recipe, || {
         eprintln!("building the nested host's initramfs, Linux {}", kernel.release);
         fs::copy(&kernel.image, folder.join("vmlinuz"))?;
         let mut archive = base(cache, L1_INIT)?;
         modules(&mut archive, ORDER, &kernel, &L1_MODULES, &[])?;
+        let mut libraries = Vec::new();
+        for package in NFT_LIBRARIES {
+            libraries.extend(cache.libraries(package)?);
+        }
+        let nft = cache.package("nftables")?.join("usr/sbin/nft");
+        crate::storage::program(&mut archive, "/usr/sbin/nft", &nft, &libraries)?;
         fs::write(folder.join("base"), archive.finish())?;
         Ok(())
     })?;

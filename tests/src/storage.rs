@@ -112,7 +112,7 @@ pub fn build(cache: &Cache, label: &str) -> Result<Storage> {
 }
 
 /// Adds a program; its libraries come from `folders` or from this machine, and go where the loader looks for them.
-fn program(archive: &mut Archive, path: &str, program: &Path, folders: &[PathBuf]) -> Result<()> {
+pub fn program(archive: &mut Archive, path: &str, program: &Path, folders: &[PathBuf]) -> Result<()> {
     let places: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
     let mut list = Command::new(images::LOADER);
     list.arg("--list").arg(program).env("LD_LIBRARY_PATH", places.join(":"));

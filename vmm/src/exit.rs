@@ -4,6 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use blkback::ImageError as DiskImageError;
+use netback::TapError;
 
 use crate::api::ApiError;
 use crate::boot::{BootError, ImageError as KernelImageError};
@@ -60,7 +61,7 @@ statuses! {
     DiskUnaligned = 23 "the size of a disk image is not a multiple of 512 bytes";
     DiskNotPermitted = 24 "a disk image cannot be opened: not writable, or not readable";
     DiskInUse = 25 "a disk image is in use by another domain, or given twice";
-    SameVdev = 26 "two disks have one vdev";
+    SameVdev = 26 "two disks have one vdev, or two interfaces one devid";
     InvalidVdev = 27 "the vdev of a disk is not one";
     UnknownKey = 28 "an unknown key in --disk or --net";
     DiskFormat = 29 "a disk image is not of the format that was stated, is damaged, or has a part that is not supported";
@@ -69,6 +70,10 @@ statuses! {
     InvalidMac = 32 "a MAC address is invalid, multicast, or given twice";
     TapFailed = 33 "the guest's network interface cannot be made on the host";
     IscsiFailed = 34 "an iSCSI disk cannot be had: open-iscsi, the portal, the target or its LUN";
+    NetNotPermitted = 35 "the host's interfaces may not be changed: CAP_NET_ADMIN is missing";
+    TapUnfit = 36 "the tap that was passed in with fd= cannot be used";
+    FilterFailed = 37 "the rules of an interface (ip=, mac-filter, vif-nat) cannot be made: nft is missing, or refuses them";
+    ScriptFailed = 38 "the script of an interface is missing or failed";
     KvmMissing = 40 "/dev/kvm is missing";
     KvmNotPermitted = 41 "/dev/kvm may not be opened";
     KvmUnusable = 42 "/dev/kvm cannot run guests";
@@ -154,7 +159,7 @@ impl From<ConfigError> for Failure {
             Problem::Syntax(_) => ExitStatus::Usage,
             Problem::UnknownKey { .. } => ExitStatus::UnknownKey,
             Problem::Vdev(_) => ExitStatus::InvalidVdev,
-            Problem::SameVdev(_) | Problem::VdevPart { .. } => ExitStatus::SameVdev,
+            Problem::SameVdev(_) | Problem::VdevPart { .. } | Problem::SameDevid(_) => ExitStatus::SameVdev,
             Problem::Format(_) => ExitStatus::DiskFormat,
             Problem::SameImage => ExitStatus::DiskInUse,
             Problem::Mac(_) | Problem::SameMac(_) => ExitStatus::InvalidMac,
@@ -260,7 +265,18 @@ impl From<NetworkError> for Failure {
         let status = match &error {
             NetworkError::NoBridge(_) => ExitStatus::BridgeMissing,
             NetworkError::NotABridge { .. } => ExitStatus::NotABridge,
-            _ => ExitStatus::TapFailed,
+            NetworkError::NotPermitted(_) | NetworkError::Tap(TapError::NotPermitted(_)) => {
+                ExitStatus::NetNotPermitted
+            }
+            NetworkError::Tap(TapError::Passed { .. }) => ExitStatus::TapUnfit,
+            NetworkError::NoNft(_) | NetworkError::Filter(_) => ExitStatus::FilterFailed,
+            NetworkError::NoScript(_) | NetworkError::Script { .. } => ExitStatus::ScriptFailed,
+            NetworkError::NoVlans { .. }
+            | NetworkError::NoGateway(_)
+            | NetworkError::Tap(_)
+            | NetworkError::Mtu { .. }
+            | NetworkError::Interface { .. }
+            | NetworkError::Host { .. } => ExitStatus::TapFailed,
         };
         Failure::new(status, error)
     }

@@ -10,51 +10,10 @@ mod uring;
 
 use std::io;
 use std::os::fd::RawFd;
-use std::time::Duration;
 
+pub use devices::io::{Completion, IoVec, Sleep};
 pub use threads::Threads;
 pub use uring::Uring;
-
-/// A piece of memory of an operation, as readv(2) and writev(2) take it.
-#[derive(Clone, Copy, Debug)]
-#[repr(transparent)]
-pub struct IoVec(libc::iovec);
-
-// SAFETY: the pointer is only handed to the kernel, which does not mind the thread.
-unsafe impl Send for IoVec {}
-
-impl IoVec {
-    /// `len` bytes from `base`.
-    pub fn new(base: *mut u8, len: usize) -> Self {
-        Self(libc::iovec { iov_base: base.cast(), iov_len: len })
-    }
-
-    /// Bytes.
-    pub fn size(&self) -> usize {
-        self.0.iov_len
-    }
-
-    /// Where it starts.
-    pub fn base(&self) -> *mut u8 {
-        self.0.iov_base.cast()
-    }
-
-    /// Makes it longer by `len`, if that starts where this ends: neighbouring pages become one piece.
-    pub fn extend(&mut self, base: *mut u8, len: usize) -> bool {
-        let adjacent = self.base().wrapping_add(self.size()) == base;
-        if adjacent {
-            self.0.iov_len += len;
-        }
-        adjacent
-    }
-
-    /// Takes up to `len` bytes from its start away; how many.
-    pub fn advance(&mut self, len: usize) -> usize {
-        let len = len.min(self.size());
-        *self = Self::new(self.base().wrapping_add(len), self.size() - len);
-        len
-    }
-}
 
 /// What an operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,32 +26,6 @@ pub enum Op {
     Flush,
     /// So many bytes are of no more use. No memory.
     Discard(u64),
-}
-
-/// The end of an operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Completion {
-    /// As given to [`Engine::start`].
-    pub token: u16,
-    /// Bytes done, which may be fewer than asked for, or the errno.
-    pub result: Result<usize, i32>,
-}
-
-impl Completion {
-    fn new(token: u16, result: i32) -> Self {
-        Self { token, result: usize::try_from(result).map_err(|_| result.wrapping_neg()) }
-    }
-}
-
-/// How long to sleep for want of work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sleep {
-    /// Not at all.
-    Never,
-    /// At most so long.
-    For(Duration),
-    /// Until there is something.
-    Forever,
 }
 
 /// Runs operations on one storage.

@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use devices::io::entered;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::pool::{Job, Pool};
@@ -344,7 +345,7 @@ impl Uring {
         let end = match sleep {
             Sleep::Never => {
                 self.calls += 1;
-                return passed(self.ring.submit());
+                return entered(self.ring.submit());
             }
             Sleep::For(time) => Some(time),
             Sleep::Forever => None,
@@ -358,12 +359,12 @@ impl Uring {
             self.in_ring.checked_div(self.in_ring - self.extra).unwrap_or(1)
         };
         if wanted > 1 {
-            passed(self.wait_for(wanted, Some(PATIENCE)))?;
+            entered(self.wait_for(wanted, Some(PATIENCE)))?;
             if !self.is_empty() {
                 return Ok(());
             }
         }
-        passed(self.wait_for(1, end))
+        entered(self.wait_for(1, end))
     }
 
     fn wait_for(&mut self, count: usize, time: Option<Duration>) -> io::Result<usize> {
@@ -378,19 +379,6 @@ impl Uring {
         // SAFETY: nothing else looks at the completion queue: this thread alone uses the ring, and completions()
         // does not hold it beyond its end.
         unsafe { self.ring.completion_shared() }.is_empty()
-    }
-}
-
-/// Not an error: the time is over; a signal; or the kernel is short of memory or has completions to hand over
-/// first.
-fn passed(entered: io::Result<usize>) -> io::Result<()> {
-    match entered {
-        Err(e)
-            if !matches!(e.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)) =>
-        {
-            Err(e)
-        }
-        _ => Ok(()),
     }
 }
 

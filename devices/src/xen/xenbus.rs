@@ -110,6 +110,18 @@ pub trait BackendDevice: Send {
     fn take_update(&mut self) -> Option<Keys> {
         None
     }
+    /// Keys of the frontend's directory that it may change while it is connected. See [`BackendDevice::reconfigure`].
+    fn live_keys(&self) -> &'static [&'static str] {
+        &[]
+    }
+    /// The connected frontend is Reconfiguring, or changed one of its live keys: reads them again. May be called at
+    /// any time, and for nothing.
+    fn reconfigure(&mut self, _frontend: &dyn FrontendKeys) {}
+    /// True when what [`BackendDevice::reconfigure`] read is in force. [`DomainHandle::kick`] is written when this
+    /// becomes true.
+    fn is_reconfigured(&mut self) -> bool {
+        true
+    }
     /// Counters for `xvmm info`: name and value.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
@@ -353,11 +365,12 @@ impl Xenbus {
 
     /// A node below a frontend's directory changed.
     pub fn frontend_changed<S: Store>(&mut self, store: &mut S, path: &str) {
-        let domain = &self.domain;
-        let in_slot =
-            |s: &&mut Slot| path.strip_prefix(&*s.frontend).is_some_and(|r| r.is_empty() || r == "/state");
-        if let Some(slot) = self.slots.iter_mut().find(in_slot) {
-            slot.step(store, domain);
+        for slot in &mut self.slots {
+            match path.strip_prefix(&*slot.frontend) {
+                Some("" | "/state") => slot.step(store, &self.domain),
+                Some(key) => slot.key_changed(store, &self.domain, key.trim_start_matches('/')),
+                None => {}
+            }
         }
         self.forget_removed(store);
     }
@@ -583,7 +596,7 @@ impl Slot {
             self.phase = Phase::Stopped;
         }
         if self.phase == Phase::Connected {
-            return;
+            return self.answer_reconfiguring(store, front);
         }
         if self.forced {
             if self.state != Closed {
@@ -602,6 +615,35 @@ impl Slot {
             Closed | Unknown if self.state != Closed => self.set_state(store, Closed),
             _ => {}
         }
+    }
+
+    /// A frontend that wants a setting changed is Reconfiguring until the backend is Reconfigured, and then Connected
+    /// again. Linux leaves the backend at Reconfigured for good: its next change would not wait for ours.
+    fn answer_reconfiguring<S: Store>(&mut self, store: &mut S, front: XenbusState) {
+        use XenbusState::{Connected, Reconfigured, Reconfiguring};
+        match (front, self.state) {
+            (Reconfiguring, Connected) => {
+                self.device.reconfigure(&Frontend { store: &*store, path: &self.frontend });
+                if self.device.is_reconfigured() {
+                    self.set_state(store, Reconfigured);
+                }
+            }
+            (Connected, Reconfigured) => self.set_state(store, Connected),
+            _ => {}
+        }
+    }
+
+    fn key_changed<S: Store>(&mut self, store: &mut S, domain: &DomainHandle, key: &str) {
+        if self.phase != Phase::Connected || !self.device.live_keys().contains(&key) {
+            return;
+        }
+        self.device.reconfigure(&Frontend { store: &*store, path: &self.frontend });
+        // Linux's netfront is Reconfiguring first and writes the key then: what was said of the old value does not
+        // hold any more.
+        if self.state == XenbusState::Reconfigured && !self.device.is_reconfigured() {
+            self.set_state(store, XenbusState::Connected);
+        }
+        self.step(store, domain);
     }
 
     fn connect<S: Store>(&mut self, store: &mut S, domain: &DomainHandle) {

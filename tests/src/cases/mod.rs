@@ -18,6 +18,7 @@ mod life;
 pub mod net;
 mod refusals;
 mod storage;
+mod vifs;
 mod xenstore;
 
 /// The host that a test needs.
@@ -108,6 +109,9 @@ const TESTS: &[Test] = &[
     Test::new("hotplug", LARGE, hotplug::hotplug).limit(3000),
     Test::new("media", OLD, hotplug::media),
     Test::new("net", OLD_LARGE, net::net).limit(3000),
+    Test::new("net-filters", LARGE, vifs::filters),
+    Test::new("net-hotplug", OLD, vifs::hotplug),
+    Test::new("net-vlans", SMALL, vifs::vlans).single(),
     Test::new("three-guests", SMALL, net::three_guests),
     Test::new("reboot", SMALL, life::reboot),
     Test::new("panic", OLD, life::panic),

@@ -9,6 +9,9 @@ mod console;
 mod destroy;
 mod info;
 mod list;
+mod net_attach;
+mod net_detach;
+mod net_list;
 mod network;
 mod network_args;
 mod run;
@@ -55,6 +58,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>, runner: Runner) -> ExitCod
         Command::CdInsert(args) => cd_insert::cd_insert(&run_dir, &args),
         Command::CdEject(args) => block_detach::cd_eject(&run_dir, &args),
         Command::Network(args) => network::network(&run_dir, args),
+        Command::NetworkAttach(args) => net_attach::net_attach(&run_dir, &args),
+        Command::NetworkDetach(args) => net_detach::net_detach(&run_dir, &args),
+        Command::NetworkList(args) => net_list::net_list(&run_dir, &args),
     };
     result.unwrap_or_else(|failure| complain(&failure)).into()
 }

@@ -35,6 +35,9 @@ struct Record {
     holds_on: bool,
     /// Added to the index of xvda.
     index: u32,
+    slow_to_reconfigure: bool,
+    /// The live key as it was read.
+    live: Vec<String>,
 }
 
 struct TestDevice(Arc<Mutex<Record>>);
@@ -75,6 +78,15 @@ impl BackendDevice for TestDevice {
     }
     fn take_update(&mut self) -> Option<Keys> {
         self.0.lock().unwrap().update.take()
+    }
+    fn live_keys(&self) -> &'static [&'static str] {
+        &["headroom"]
+    }
+    fn reconfigure(&mut self, frontend: &dyn FrontendKeys) {
+        self.0.lock().unwrap().live.push(frontend.read("headroom").unwrap_or_default());
+    }
+    fn is_reconfigured(&mut self) -> bool {
+        !self.0.lock().unwrap().slow_to_reconfigure
     }
 }
 
@@ -300,6 +312,90 @@ fn a_changed_size_is_announced_by_writing_the_state_again() {
     bench.xenbus.kicked(&mut bench.store);
     assert_eq!(bench.store.read(&format!("{BACK}/sectors")).unwrap(), "2048");
     assert_eq!(bench.back(), "4");
+}
+
+impl Bench {
+    /// The frontend writes its live key; returns the backend's state.
+    fn change(&mut self, value: &str) -> String {
+        self.store.write(&format!("{FRONT}/headroom"), value);
+        self.xenbus.frontend_changed(&mut self.store, &format!("{FRONT}/headroom"));
+        self.back()
+    }
+
+    /// The new setting takes its time from now on, or is in force.
+    fn slow_to_reconfigure(&mut self, slow: bool) {
+        self.record.lock().unwrap().slow_to_reconfigure = slow;
+        if !slow {
+            self.xenbus.kicked(&mut self.store);
+        }
+    }
+
+    fn live(&self) -> Vec<String> {
+        std::mem::take(&mut self.record.lock().unwrap().live)
+    }
+}
+
+#[test]
+fn a_reconfiguring_frontend_is_answered_and_connected_again() {
+    let mut bench = connected();
+    for value in ["256", "0"] {
+        bench.store.write(&format!("{FRONT}/headroom"), value);
+        assert_eq!(bench.front("7"), "8");
+        assert_eq!(bench.live(), [value]);
+        assert_eq!(bench.front("4"), "4");
+    }
+    assert_eq!(bench.calls(), ["connect"]);
+}
+
+#[test]
+fn a_backend_is_reconfigured_when_the_new_setting_is_in_force() {
+    let mut bench = connected();
+    bench.slow_to_reconfigure(true);
+    assert_eq!(bench.front("7"), "4");
+    bench.slow_to_reconfigure(false);
+    assert_eq!(bench.back(), "8");
+    assert_eq!(bench.front("4"), "4");
+}
+
+#[test]
+fn a_key_that_comes_after_reconfiguring_counts() {
+    let mut bench = connected();
+    assert_eq!(bench.front("7"), "8");
+    bench.slow_to_reconfigure(true);
+    assert_eq!(bench.change("256"), "4", "the old value's answer stands");
+    assert_eq!(bench.live().last().unwrap(), "256");
+    bench.slow_to_reconfigure(false);
+    assert_eq!(bench.back(), "8");
+    assert_eq!(bench.front("4"), "4");
+}
+
+#[test]
+fn a_live_key_is_read_while_connected_and_no_other_key() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.change("1"), "2");
+    bench.front("3");
+    assert_eq!(bench.change("2"), "4");
+    bench.store.write(&format!("{FRONT}/other"), "3");
+    bench.xenbus.frontend_changed(&mut bench.store, &format!("{FRONT}/other"));
+    bench.xenbus.frontend_changed(&mut bench.store, &format!("{FRONT}0/headroom"));
+    assert_eq!(bench.live(), ["2"]);
+    bench.front("6");
+    bench.change("4");
+    assert_eq!(bench.live(), [""; 0]);
+}
+
+#[test]
+fn a_frontend_that_closes_while_reconfiguring_is_disconnected() {
+    let mut bench = connected();
+    bench.slow_to_reconfigure(true);
+    bench.front("7");
+    assert_eq!(bench.front("5"), "5");
+    bench.slow_to_reconfigure(false);
+    assert_eq!((bench.front("7").as_str(), bench.change("9").as_str()), ("5", "5"));
+    assert_eq!(bench.front("6"), "6");
+    assert_eq!(bench.front("1"), "2");
+    assert_eq!(bench.front("4"), "4");
+    assert_eq!(bench.calls(), ["connect", "disconnect", "connect"]);
 }
 
 /// A frontend that connected, by the states that it went through.
