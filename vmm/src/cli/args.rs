@@ -82,14 +82,14 @@ pub(super) enum Command {
     CdInsert(CdInsertArgs),
     /// Take the medium out of a CD-ROM drive of a running guest
     CdEject(BlockDetachArgs),
+    /// Make and take away networks of the host: xenbr0 with a network card in it, virbr0 of the host alone
+    Network(NetworkArgs),
     /// Give a running guest one more network interface; prints its number
     NetworkAttach(NetworkAttachArgs),
     /// Take a network interface from a running guest
     NetworkDetach(NetworkDetachArgs),
     /// List the network interfaces of a guest
     NetworkList(BlockListArgs),
-    /// Make and take away networks of the host: xenbr0 with a network card in it, virbr0 of the host alone
-    Network(NetworkArgs),
 }
 
 #[derive(Debug, Args)]
@@ -251,10 +251,10 @@ pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> 
         "block-list",
         "cd-insert",
         "cd-eject",
+        "network",
         "network-attach",
         "network-detach",
         "network-list",
-        "network",
         "help",
         "-h",
         "--help",

@@ -57,10 +57,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>, runner: Runner) -> ExitCod
         Command::BlockList(args) => block_list::block_list(&run_dir, &args),
         Command::CdInsert(args) => cd_insert::cd_insert(&run_dir, &args),
         Command::CdEject(args) => block_detach::cd_eject(&run_dir, &args),
+        Command::Network(args) => network::network(&run_dir, args),
         Command::NetworkAttach(args) => net_attach::net_attach(&run_dir, &args),
         Command::NetworkDetach(args) => net_detach::net_detach(&run_dir, &args),
         Command::NetworkList(args) => net_list::net_list(&run_dir, &args),
-        Command::Network(args) => network::network(&run_dir, args),
     };
     result.unwrap_or_else(|failure| complain(&failure)).into()
 }
