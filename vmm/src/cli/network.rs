@@ -10,6 +10,7 @@ use super::network_args::{
     ChangeArgs, CreateArgs, DownArgs, NetworkArgs, NetworkCommand, RepairArgs, ReserveArgs, UpArgs,
 };
 use crate::exit::{ExitStatus, Failure};
+use crate::network::NetworkError;
 use crate::network::host::{
     self, DEFAULT_NETWORKS_DIR, Definition, Host, HostNetError, Kind, Layout, Options, Private, Report,
     Reservation, Shared, Status, Tools,
@@ -38,6 +39,9 @@ pub(super) fn network(run_dir: &Path, args: NetworkArgs) -> Result<ExitStatus, F
         NetworkCommand::Repair(RepairArgs { network, dry_run }) => {
             let options = Options { dry_run, ..Options::default() };
             tell(&host::repair(&host, network.as_deref(), &options)?, dry_run, json);
+            if !dry_run {
+                clean_up_interfaces();
+            }
         }
         NetworkCommand::Confirm(args) => tell(&[host::confirm(&host, &args.network)?], false, json),
         NetworkCommand::Reserve(args) => reserve(&host, &args, json)?,
@@ -45,6 +49,14 @@ pub(super) fn network(run_dir: &Path, args: NetworkArgs) -> Result<ExitStatus, F
         NetworkCommand::Watch(args) => host::watch(&host, &args.network, &args.id, args.seconds)?,
     }
     Ok(ExitStatus::Success)
+}
+
+/// Removes the rules of guests' interfaces that are gone. A host without nft has none.
+fn clean_up_interfaces() {
+    match crate::network::clean_up() {
+        Ok(()) | Err(NetworkError::NoNft(_)) => {}
+        Err(error) => tracing::warn!("{error}"),
+    }
 }
 
 fn this_host(run_dir: &Path, args: &NetworkArgs) -> Result<Host, Failure> {

@@ -203,7 +203,7 @@ const TAP: &str = "fe:ff:ff:ff:ff:ff";
 fn the_classic_layout_is_that_of_a_xen_host() {
     let world = World::furnished();
     create(&world.host, &shared(Layout::Classic), &NONE).unwrap();
-    let _guest = crate::network::create_tap(&crate::network::vif_name(3, 0), "xenbr0", 1400, 1).unwrap();
+    let _guest = crate::network::testing::plug_spec("xenbr0", 3).unwrap();
     let found = links();
     let own = "00:13:72:81:3a:3d";
     for (name, mac, bridge) in [
@@ -347,7 +347,7 @@ fn uplinks_that_cannot_be_one_are_told_apart() {
 fn a_network_in_use_is_left_alone() {
     let world = World::new();
     create(&world.host, &shared(Layout::Plain), &NONE).unwrap();
-    let guest = crate::network::create_tap("vif3.0", "xenbr0", 1400, 1).unwrap();
+    let guest = crate::network::testing::plug_spec("xenbr0", 3).unwrap();
     let error = delete(&world.host, "xenbr0", &NONE).unwrap_err();
     assert_eq!(
         error.to_string(),
