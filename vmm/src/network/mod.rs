@@ -6,8 +6,10 @@
 
 mod error;
 mod filter;
+mod hex;
 pub mod host;
 mod interface;
+mod netlink;
 mod nft;
 mod routed;
 mod rtnl;

@@ -5,14 +5,16 @@
 //! on the disk before each step. A change that fails is undone at once, one that was interrupted by
 //! [`repair`], and one that nobody confirms by a watchdog.
 //!
-//!     definition     what a network is made of, /etc/xvmm/networks/NAME.json
-//!     commands       create, up, down, delete, repair, confirm, list, show
-//!     transaction    runs the steps of a plan, or undoes them; journal: the file that tells which
-//!     shared         the steps of a shared network; snapshot: what the host has on its network card
-//!     private        the steps of a private network; firewall: nftables; dnsmasq, supervisor: DHCP and DNS
-//!     managers       NetworkManager, systemd-networkd, ifupdown: kept from undoing it
-//!     watchdog       takes back what is not confirmed
-//!     hands          every single change of the host; netlink, tools, files: by what means
+//! ```text
+//! definition     what a network is made of, /etc/xvmm/networks/NAME.json
+//! commands       create, up, down, delete, repair, confirm, list, show
+//! transaction    runs the steps of a plan, or undoes them; journal: the file that tells which
+//! shared         the steps of a shared network; snapshot: what the host has on its network card
+//! private        the steps of a private network; firewall: nftables; dnsmasq, supervisor: DHCP and DNS
+//! managers       NetworkManager, systemd-networkd, ifupdown: kept from undoing it
+//! watchdog       takes back what is not confirmed
+//! hands          every single change of the host; tools, files, and network/netlink: by what means
+//! ```
 
 mod commands;
 mod definition;
@@ -21,10 +23,8 @@ mod error;
 mod files;
 mod firewall;
 mod hands;
-mod hex;
 mod journal;
 mod managers;
-mod netlink;
 mod prefix;
 mod private;
 mod shared;
@@ -40,6 +40,8 @@ mod transaction;
 mod watchdog;
 
 use std::path::{Path, PathBuf};
+
+use super::netlink;
 
 pub use commands::{Options, Report, confirm, create, delete, down, repair, reserve, up};
 pub use definition::{

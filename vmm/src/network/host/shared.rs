@@ -1,9 +1,11 @@
 //! A shared network: the uplink in the bridge, and the host behind a cable of its own.
 //!
-//!     plain                                 classic
-//!     eth0 --+                              peth0 --+
-//!            xenbr0 -- xenbr0-port                  xenbr0 -- vif0.0
-//!     vifD.N-+          | xenbr0-host       vifD.N--+          | eth0
+//! ```text
+//! plain                                 classic
+//! eth0 --+                              peth0 --+
+//!        xenbr0 -- xenbr0-port                  xenbr0 -- vif0.0
+//! vifD.N-+          | xenbr0-host       vifD.N--+          | eth0
+//! ```
 //!
 //! The host's end has the uplink's Ethernet address, so that leases, switches and neighbours see the host
 //! where it was. The uplink has fe:ff:ff:ff:ff:ff instead, as on a Xen host.
