@@ -36,7 +36,7 @@ pub fn xdp(bench: &Bench) -> Result<()> {
         println!("{words}: {line}");
     }
     guest.sh(&format!(
-        "xvmm-tests xdp eth0 {DROP} 8 > /tmp/xdp 2>&1 & until grep -q loaded /tmp/xdp; do sleep 1; done"
+        "xvmm-tests xdp eth0 {DROP} 8 > /tmp/xdp 2>&1 & i=0; until grep -q loaded /tmp/xdp || [ $i = 60 ]; do i=$((i+1)); sleep 1; done"
     ))?;
     let (status, said) = guest.status("ping -c 2 -W 2 10.0.0.3")?;
     check!(status != 0, "frames come through a program that drops all: {said}");
