@@ -444,6 +444,24 @@ fn headroom_hash_and_offload_come_together() {
     }
 }
 
+#[test]
+fn a_jumbo_mtu_is_told_to_the_frontend_and_its_frames_pass_both_ways() {
+    for mtu in [9000, 65_521] {
+        let mut rig = Rig::connected(mtu, LINUX);
+        let key = ("mtu".to_owned(), mtu.to_string());
+        assert!(rig.device.frontend_keys().contains(&key) && rig.device.backend_keys().contains(&key));
+        rig.post(0, 200);
+        let largest = ethernet(usize::from(mtu) + 14);
+        for _ in 0..3 {
+            rig.transmit(0, &largest, 1000, 0, None);
+            assert!(rig.host.receive().1 == largest);
+            rig.host.send(PLAIN, &largest).unwrap();
+            assert!(rig.receive(0).frame == largest);
+        }
+        assert_eq!(rig.counter("rx_drops"), 0);
+    }
+}
+
 #[derive(Default)]
 struct MemoryStore(std::collections::BTreeMap<String, String>);
 

@@ -24,6 +24,8 @@ mod headers;
 mod mac;
 pub mod multicast;
 pub mod packet;
+#[cfg(test)]
+mod pair_tests;
 pub mod protocol;
 mod queue;
 mod rate;

@@ -266,11 +266,6 @@ impl<E: Engine> Pair<E> {
         &self.link
     }
 
-    #[cfg(test)]
-    pub(crate) fn engine(&mut self) -> &mut E {
-        &mut self.engine
-    }
-
     /// As if a poll had said so.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn hear_the_tap(&mut self) {

@@ -368,6 +368,7 @@ impl Rx {
     /// Takes posted pages; false if there are too few for the largest frame.
     fn refill(&mut self, link: &Link, wanted: usize) -> Result<bool, RingError> {
         let mut bytes = [0; RX_ENTRY];
+        let mut seen = self.ring.pending()?;
         // At most a ring full: the guest may post bad requests as fast as they are answered.
         for _ in 0..self.ring.nr_entries() {
             if let Some(id) = self.bad {
@@ -379,9 +380,11 @@ impl Rx {
                 self.refuse_posted(link);
                 self.refuse(id);
             }
-            if !self.ring.next_request(&mut bytes)? {
+            if seen == 0 {
                 break;
             }
+            seen -= 1;
+            self.ring.next_pending(&mut bytes);
             let RxRequest { id, gref } = RxRequest::parse(&bytes);
             match link.grants.pin(gref, Access::Write) {
                 Ok(page) => self.posted.push_back(Posted { id, page }),

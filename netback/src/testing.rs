@@ -187,7 +187,7 @@ impl HostSide {
                 )
             };
             let error = io::Error::last_os_error();
-            // io_uring of this process.
+            // The kernel interrupts the thread that made a ring when the ring is taken down.
             if got < 0 && error.kind() == io::ErrorKind::Interrupted {
                 continue;
             }
