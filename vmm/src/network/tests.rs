@@ -47,7 +47,7 @@ fn errors_name_the_thing_the_reason_and_the_way_out() {
     namespace_with_bridge("xenbr0");
     let _taken = tap("", 1);
     let cases = [
-        ("xenbr1", "--net xenbr1: no bridge of that name; make it with `ip link add xenbr1 "),
+        ("xenbr1", "--net xenbr1: no bridge of that name; make it with `xvmm network create xenbr1`"),
         ("lo", "--net lo: an interface of the kind \"\", not a bridge"),
         ("vif1.0", "--net vif1.0: an interface of the kind \"tun\", not a bridge"),
         ("vifname=vif1.0", "--net: interface vif1.0 exists already; remove it with `ip link delete vif1.0`"),
