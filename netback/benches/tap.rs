@@ -340,7 +340,7 @@ impl Front {
             index: 0,
             mac: "00:16:3e:00:00:01".parse().unwrap(),
             vifname: "vif1.0".into(),
-            bridge: "xenbr0".into(),
+            toolstack: Vec::new(),
             mtu: 1500,
             rate: None,
         };
