@@ -340,7 +340,7 @@ impl Front {
             index: 0,
             mac: "00:16:3e:00:00:01".parse().unwrap(),
             vifname: "vif1.0".into(),
-            toolstack: Vec::new(),
+            toolstack: Default::default(),
             mtu: 1500,
             rate: None,
         };
@@ -549,7 +549,9 @@ fn exhaust(front: &mut Front, load: &Load) {
             let event = front.rx.index(4).load(SeqCst);
             event.wrapping_sub(front.rx.req_prod).wrapping_sub(1) < 256
         };
-        wait("a frame or the want of pages", || front.rx.responses() > 0 || starved(front));
+        while front.rx.responses() == 0 && !starved(front) {
+            std::hint::spin_loop();
+        }
         if front.take_rx(load) == 0 {
             // This one waits: it is taken with the next ones.
             return;
