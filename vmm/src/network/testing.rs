@@ -32,6 +32,21 @@ pub(crate) fn ip(words: &str) -> String {
     program("ip", words, true)
 }
 
+/// Waits until there is no interface of the name. A process that another test starts has a copy of all descriptors, until
+/// it is another program.
+pub(crate) fn wait_gone(name: &str) {
+    wait(&format!("the end of {name}"), || super::index_of(name).is_none());
+}
+
+/// Waits until the condition holds.
+pub(crate) fn wait(what: &str, condition: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !condition() {
+        assert!(std::time::Instant::now() < end, "waited in vain for {what}");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
 /// A program in this thread's namespace that must succeed, if `good`; what it prints.
 pub(crate) fn program(name: &str, words: &str, good: bool) -> String {
     let output = Command::new(name).args(words.split_whitespace()).output().unwrap();
