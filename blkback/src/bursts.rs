@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::guess::Guess;
+use devices::guess::Guess;
 
 /// A burst may take this many times as long to come as the last one took to be served.
 const SLOWNESS: u32 = 16;

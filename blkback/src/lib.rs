@@ -13,7 +13,6 @@ mod bursts;
 pub mod device;
 pub mod disk;
 pub mod engine;
-mod guess;
 pub mod image;
 pub mod limits;
 pub mod protocol;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use devices::guess::Guess;
 use devices::xen::event_channel::BackendChannel;
 use devices::xen::grant_table::{Access, GrantTable};
 use devices::xen::shared_ring::{BackRing, RingError};
@@ -13,7 +14,6 @@ use devices::xen::shared_ring::{BackRing, RingError};
 use crate::bursts::Bursts;
 use crate::disk::Disk;
 use crate::engine::{Completion, Engine, Op, Sleep};
-use crate::guess::Guess;
 use crate::protocol::{Operation, Protocol, RawEntry, Request, Response, Segment, Status};
 use crate::remnant::Rest;
 use crate::slot::{Kind, Phase, Slot};

@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
 use devices::testing::FrontRing;
-use devices::xen::types::Port;
-use devices::xen::xenbus::BackendDevice;
+use devices::xen::types::{DomId, Port};
+use devices::xen::xenbus::{BackendDevice, Store, Xenbus};
 
+use crate::NetDevice;
 use crate::control::{CTRL_ENTRY, CTRL_RESPONSE, CtrlRequest};
 use crate::hash::{ALL_KINDS, HashConfig};
 use crate::protocol::{Gso, GsoKind, RXF_CSUM_BLANK, RXF_EXTRA_INFO, TXF_EXTRA_INFO, TxRequest};
+use crate::tap::Tap;
 use crate::testing::{assert_checksum, tcp_frame, wait};
 use crate::vif_tests::{
     ERROR, LINUX, NULL, OKAY, PAGE, PLAIN, Received, Rig, assert_all_given_back, blank, ethernet,
@@ -77,6 +79,15 @@ fn connected_with_control(mtu: u16, queues: usize) -> (Rig, Control) {
     rig.device.connect(&rig.guest, &rig.guest.domain).unwrap();
     rig.host.notice_carrier();
     (rig, control)
+}
+
+impl Rig {
+    /// Posts pages in the first `queues` queues.
+    fn post_all(&mut self, queues: usize, pages: usize) {
+        for queue in 0..queues {
+            self.post(queue, pages);
+        }
+    }
 }
 
 /// A TCP frame of a flow of its own.
@@ -158,7 +169,7 @@ fn each_frame_has_its_hash() {
 fn the_table_decides_which_queue_a_flow_comes_in() {
     let (mut rig, mut control) = connected_with_control(1500, 4);
     let config = control.hash_all(&mut rig, &[3, 1, 2, 0, 1]);
-    (0..4).for_each(|queue| drop(rig.post(queue, 200)));
+    rig.post_all(4, 200);
     for port in 0..40 {
         let frame = flow(port, 100);
         let queue = config.queue(config.hash(&frame, frame.len()), 4).unwrap();
@@ -185,7 +196,7 @@ fn the_table_decides_which_queue_a_flow_comes_in() {
 fn large_frames_are_steered_too() {
     for mtu in [1500, 9000] {
         let (mut rig, mut control) = connected_with_control(mtu, 2);
-        (0..2).for_each(|queue| drop(rig.post(queue, 240)));
+        rig.post_all(2, 240);
         for queue in [0, 1] {
             let config = control.hash_all(&mut rig, &[queue]);
             let gso = Some(Gso { size: 1448, kind: GsoKind::TcpV4 });
@@ -348,7 +359,7 @@ fn a_headroom_changes_under_traffic_without_a_frame_lost() {
 fn all_queues_go_by_a_headroom_before_it_is_in_force() {
     let mut rig = Rig::new(1500, 4);
     rig.connect(4, true, LINUX);
-    (0..4).for_each(|queue| drop(rig.post(queue, 60)));
+    rig.post_all(4, 60);
     rig.guest.domain.kick.read().ok();
     rig.change_key("xdp-headroom", 256);
     wait("the main thread to be told", || rig.guest.domain.kick.read().is_ok());
@@ -421,7 +432,7 @@ fn headroom_hash_and_offload_come_together() {
     let (mut rig, mut control) = connected_with_control(1500, 2);
     let config = control.hash_all(&mut rig, &[1]);
     rig.set_headroom(256);
-    (0..2).for_each(|queue| drop(rig.post(queue, 100)));
+    rig.post_all(2, 100);
     for port in 0..10 {
         let frame = flow(port, 500);
         rig.host.send(blank(false, None).emit(), &frame).unwrap();
@@ -430,5 +441,87 @@ fn headroom_hash_and_offload_come_together() {
         others.push([5, 0, 0, 1, 0, 0, 0, 0]);
         assert_eq!((received.headroom, received.others), (256, others));
         assert_eq!((received.flags & RXF_CSUM_BLANK, received.frame), (RXF_CSUM_BLANK, frame));
+    }
+}
+
+#[test]
+fn a_jumbo_mtu_is_told_to_the_frontend_and_its_frames_pass_both_ways() {
+    for mtu in [9000, 65_521] {
+        let mut rig = Rig::connected(mtu, LINUX);
+        let key = ("mtu".to_owned(), mtu.to_string());
+        assert!(rig.device.frontend_keys().contains(&key) && rig.device.backend_keys().contains(&key));
+        rig.post(0, 200);
+        let largest = ethernet(usize::from(mtu) + 14);
+        for _ in 0..3 {
+            rig.transmit(0, &largest, 1000, 0, None);
+            assert!(rig.host.receive().1 == largest);
+            rig.host.send(PLAIN, &largest).unwrap();
+            assert!(rig.receive(0).frame == largest);
+        }
+        assert_eq!(rig.counter("rx_drops"), 0);
+    }
+}
+
+#[derive(Default)]
+struct MemoryStore(std::collections::BTreeMap<String, String>);
+
+impl Store for MemoryStore {
+    fn read(&self, path: &str) -> Option<String> {
+        self.0.get(path).cloned()
+    }
+    fn write(&mut self, path: &str, value: &str) {
+        self.0.insert(path.into(), value.into());
+    }
+    fn remove(&mut self, path: &str) {
+        self.0.remove(path);
+    }
+    fn make_directory(&mut self, _: &str, _: DomId, _: DomId) {}
+}
+
+#[test]
+fn an_xdp_program_comes_and_goes_as_linux_does_it() {
+    const FRONT: &str = "/local/domain/1/device/vif/0";
+    let mut rig = Rig::new(1500, 2);
+    rig.prepare(2, true, LINUX);
+    let mut store = MemoryStore::default();
+    let mut xenbus = Xenbus::new(DomId(1), rig.guest.domain.clone());
+    let spare = NetDevice::new(rig.device.config().clone(), Tap::create("spare", 1).unwrap());
+    let device = std::mem::replace(&mut rig.device, spare);
+    xenbus.add(&mut store, Box::new(device)).unwrap();
+    for (key, value) in &rig.guest.keys {
+        store.write(&format!("{FRONT}/{key}"), value);
+    }
+    let write = |store: &mut MemoryStore, xenbus: &mut Xenbus, key: &str, value: u16| {
+        store.write(&format!("{FRONT}/{key}"), &value.to_string());
+        xenbus.frontend_changed(store, &format!("{FRONT}/{key}"));
+    };
+    let back = |store: &MemoryStore| store.read("/local/domain/0/backend/vif/1/0/state").unwrap();
+    write(&mut store, &mut xenbus, "state", 4);
+    assert_eq!(back(&store), "4");
+    rig.host.notice_carrier();
+    rig.post_all(2, 200);
+    for headroom in [256, 0, 256, 0] {
+        // The state first, as xennet_xdp_set() has it.
+        write(&mut store, &mut xenbus, "state", 7);
+        write(&mut store, &mut xenbus, "xdp-headroom", headroom);
+        wait("the backend to be Reconfigured", || {
+            let _ = rig.guest.domain.kick.read();
+            xenbus.kicked(&mut store);
+            back(&store) == "8"
+        });
+        write(&mut store, &mut xenbus, "state", 4);
+        assert_eq!(back(&store), "4");
+        // From now on all frames have it, in whatever queue.
+        for port in 0..16 {
+            rig.host.send(PLAIN, &flow(port, 50)).unwrap();
+        }
+        for _ in 0..16 {
+            let mut queue = 0;
+            wait("a frame", || {
+                queue = 1 - queue;
+                rig.pairs[queue].rx.rsp_cons != rig.pairs[queue].rx.rsp_prod(&rig.guest)
+            });
+            assert_eq!(rig.receive(queue).headroom, headroom);
+        }
     }
 }

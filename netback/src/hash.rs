@@ -81,6 +81,11 @@ impl HashConfig {
         self.toeplitz && self.kinds != 0
     }
 
+    /// The table of queues, at most [`MAX_MAPPING`] entries.
+    pub fn mapping(&self) -> &[u16] {
+        &self.mapping
+    }
+
     /// Hashes a packet, whose first bytes are in `head`, a frame of `total` bytes. `None` if it is of no kind that
     /// the frontend chose.
     pub fn hash(&self, head: &[u8], total: usize) -> Option<PacketHash> {

@@ -8,8 +8,9 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use devices::guess::Guess;
 use devices::xen::event_channel::BackendChannel;
 use devices::xen::grant_table::GrantTable;
 use devices::xen::shared_ring::RingError;
@@ -23,6 +24,9 @@ use crate::rx::{self, Rx};
 use crate::steering::Settings;
 use crate::tap::Tap;
 use crate::tx::{Left, Tx};
+
+/// In this time a frontend that is at work has answered some responses with new requests.
+const GLANCE: Duration = Duration::from_micros(20);
 
 /// What the frontend can do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -248,20 +252,18 @@ pub(crate) struct Pair<E: Engine> {
     rx: Rx,
     engine: E,
     done: Vec<Completion>,
+    /// Responses were shown that the frontend may not have had time for yet; and it is likely to answer at once.
+    answered: bool,
+    quick: Guess,
 }
 
 impl<E: Engine> Pair<E> {
     pub(crate) fn new(link: Link, tx: Tx, rx: Rx, engine: E) -> Self {
-        Self { link, tx, rx, engine, done: Vec::new() }
+        Self { link, tx, rx, engine, done: Vec::new(), answered: false, quick: Guess::default() }
     }
 
     pub(crate) fn link(&self) -> &Link {
         &self.link
-    }
-
-    #[cfg(test)]
-    pub(crate) fn engine(&mut self) -> &mut E {
-        &mut self.engine
     }
 
     /// As if a poll had said so.
@@ -306,6 +308,9 @@ impl<E: Engine> Pair<E> {
         if busy || left == Left::More || left == Left::Nothing && self.tx.arm()? || self.rx.arm()? {
             return Ok(Sleep::Never);
         }
+        if std::mem::take(&mut self.answered) && left == Left::Nothing && self.glance() {
+            return Ok(Sleep::Never);
+        }
         self.engine.listen(self.rx.listens());
         let limited = if let Left::After(delay) = left { Some(delay) } else { None };
         let end = [limited, self.rx.timeout(now)].into_iter().flatten().min();
@@ -314,7 +319,22 @@ impl<E: Engine> Pair<E> {
 
     /// Shows responses: whether the guest wants an event for the transmit ring, and for the receive ring.
     pub(crate) fn publish(&mut self) -> (bool, bool) {
-        (self.tx.publish(), self.rx.publish())
+        (self.tx.publish(&mut self.answered), self.rx.publish(&mut self.answered))
+    }
+
+    /// Looks at the rings for a moment more, if the frontend was quick to answer the last times. True: something came.
+    fn glance(&mut self) -> bool {
+        if !self.quick.is_worth_a_try() {
+            return false;
+        }
+        let begun = Instant::now();
+        let mut came = false;
+        while !came && begun.elapsed() < GLANCE {
+            std::hint::spin_loop();
+            came = self.tx.is_filled() || self.rx.is_filled();
+        }
+        self.quick.came(came);
+        came
     }
 
     /// Sends off what was started, and sleeps.

@@ -12,6 +12,8 @@
 //!   pages of its own. Small frames, which are all but always all, are copied from there into one slot each. Of a large
 //!   one the rest is where it belongs, as extra infos may fill any number of slots after the first.
 
+mod handover;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -27,7 +29,7 @@ use crate::protocol::{
 };
 use crate::queue::{Features, Link, count};
 use crate::stall::Stall;
-use crate::steering::{Mail, Mailbox, Verdict, View};
+use crate::steering::{Mailbox, Verdict, View};
 use crate::tap::{PartialCsum, VNET_HDR, VnetHeader};
 
 /// Bytes of the largest frame: 65,535 of IP packet behind an Ethernet header with two tags.
@@ -366,6 +368,7 @@ impl Rx {
     /// Takes posted pages; false if there are too few for the largest frame.
     fn refill(&mut self, link: &Link, wanted: usize) -> Result<bool, RingError> {
         let mut bytes = [0; RX_ENTRY];
+        let mut seen = self.ring.pending()?;
         // At most a ring full: the guest may post bad requests as fast as they are answered.
         for _ in 0..self.ring.nr_entries() {
             if let Some(id) = self.bad {
@@ -377,9 +380,11 @@ impl Rx {
                 self.refuse_posted(link);
                 self.refuse(id);
             }
-            if !self.ring.next_request(&mut bytes)? {
+            if seen == 0 {
                 break;
             }
+            seen -= 1;
+            self.ring.next_pending(&mut bytes);
             let RxRequest { id, gref } = RxRequest::parse(&bytes);
             match link.grants.pin(gref, Access::Write) {
                 Ok(page) => self.posted.push_back(Posted { id, page }),
@@ -448,68 +453,6 @@ impl Rx {
         } else {
             self.deliver_large(link, read, &frame, first, gap)
         }
-    }
-
-    /// What becomes of a frame, by its first bytes. Its further pages begin with posted page `from`, here and below.
-    fn judge(&self, link: &Link, read: &Read, from: usize, len: usize) -> Verdict {
-        if !self.view.looks() {
-            return Verdict::Here(None);
-        }
-        let mut head = [0; HEADER_MAX];
-        let head = head.get_mut(..len.min(HEADER_MAX)).unwrap_or_default();
-        self.copy_out(link, read, from, head);
-        self.view.judge(head, len)
-    }
-
-    /// Copies the first bytes of a frame that was read.
-    fn copy_out(&self, link: &Link, read: &Read, from: usize, to: &mut [u8]) {
-        let layout = self.layout;
-        let (first, pages) = if layout.by_head {
-            let (first, rest) = to.split_at_mut(to.len().min(HEAD));
-            first.copy_from_slice(read.head.get(..first.len()).unwrap_or_default());
-            (None, rest)
-        } else {
-            (self.posted.front(), to)
-        };
-        let further = self.posted.iter().skip(from);
-        for (chunk, posted) in pages.chunks_mut(layout.page()).zip(first.into_iter().chain(further)) {
-            if let Some(from) = link.grants.slice(&posted.page, layout.headroom, chunk.len()) {
-                from.copy_to(chunk);
-            }
-        }
-    }
-
-    /// Gives a frame to another queue; false if that cannot take it.
-    fn hand_over(&self, link: &Link, read: &Read, from: usize, frame: Frame, queue: usize) -> bool {
-        let Frame { len, flags, extras } = frame;
-        let mut frame = vec![0; len];
-        self.copy_out(link, read, from, &mut frame);
-        count(&link.counters.rx_steered, 1);
-        self.view.hand_over(queue, Mail { frame, flags, extras })
-    }
-
-    /// Puts a frame that another queue handed over into the next pages.
-    fn deliver_mail(&mut self, link: &Link, Mail { frame, flags, mut extras }: Mail) -> bool {
-        extras.headroom = self.view.headroom();
-        let size = self.layout.page();
-        let slots = frame.len().div_ceil(size);
-        if slots > MAX_SLOTS || slots + extras.count() > self.posted.len() {
-            return false;
-        }
-        let mut flags = if extras.count() > 0 { flags | RXF_EXTRA_INFO } else { flags };
-        let mut left = frame.len();
-        for chunk in frame.chunks(size) {
-            left -= chunk.len();
-            self.copy_to_first(link, chunk);
-            self.respond(link, chunk.len(), if left > 0 { flags | RXF_MORE_DATA } else { flags });
-            if flags & RXF_EXTRA_INFO != 0 {
-                self.respond_extras(link, extras.emit(0));
-            }
-            flags = 0;
-        }
-        count(&link.counters.rx_copied, 1);
-        self.count_frame(link, frame.len());
-        true
     }
 
     /// A frame of one slot.
@@ -696,9 +639,19 @@ impl Rx {
         Some(())
     }
 
-    /// Shows the responses; true: the guest wants an event.
-    pub(crate) fn publish(&mut self) -> bool {
+    /// Shows the responses, and notes that there were some; true: the guest wants an event.
+    pub(crate) fn publish(&mut self, shown: &mut bool) -> bool {
+        *shown |= self.ring.has_unpublished();
         self.ring.publish()
+    }
+
+    /// Whether pages came that frames wait for.
+    pub(crate) fn is_filled(&self) -> bool {
+        self.starved && self.ring.pending().is_ok_and(|count| count >= self.missing())
+    }
+
+    fn missing(&self) -> u32 {
+        u32::try_from(self.layout.wanted().saturating_sub(self.posted.len())).unwrap_or(1).max(1)
     }
 
     /// Before sleeping: true if the pages that frames wait for came meanwhile. While none waits, no event is
@@ -707,8 +660,7 @@ impl Rx {
         if !self.starved {
             return Ok(false);
         }
-        let wanted = self.layout.wanted().saturating_sub(self.posted.len());
-        self.ring.final_check_for(u32::try_from(wanted).unwrap_or(1).max(1))
+        self.ring.final_check_for(self.missing())
     }
 
     /// Gives the pages back that no frame came for. No read is under way.

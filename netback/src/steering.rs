@@ -21,8 +21,10 @@ use crate::protocol::RxExtras;
 pub(crate) const MAX_HEADROOM: u16 = 256;
 /// Frames that wait for another queue's thread.
 const MAX_MAIL: usize = 256;
-/// Bytes that they have.
+/// Bytes that frames for all queues have, divided among them.
 const MAX_MAIL_BYTES: usize = 1 << 20;
+/// Bytes for each queue at least: two of the largest frames.
+const MIN_MAIL_BYTES: usize = 2 << 16;
 
 /// A frame on the way to another queue.
 #[derive(Debug)]
@@ -37,14 +39,17 @@ pub(crate) struct Mail {
 #[derive(Debug)]
 pub(crate) struct Mailbox {
     mail: Mutex<(VecDeque<Mail>, usize)>,
+    /// Bytes that there is room for.
+    room: usize,
     filled: AtomicBool,
     /// Wakes the queue's thread. Never read, as it is polled edge-triggered.
     doorbell: EventFd,
 }
 
 impl Mailbox {
-    fn new() -> io::Result<Self> {
+    fn new(room: usize) -> io::Result<Self> {
         Ok(Self {
+            room,
             mail: Mutex::default(),
             filled: AtomicBool::new(false),
             doorbell: EventFd::new(EFD_NONBLOCK)?,
@@ -55,7 +60,7 @@ impl Mailbox {
     pub(crate) fn put(&self, mail: Mail) -> bool {
         let mut guard = lock(&self.mail);
         let (queue, bytes) = &mut *guard;
-        if queue.len() >= MAX_MAIL || *bytes + mail.frame.len() > MAX_MAIL_BYTES {
+        if queue.len() >= MAX_MAIL || *bytes + mail.frame.len() > self.room {
             return false;
         }
         *bytes += mail.frame.len();
@@ -131,13 +136,14 @@ pub(crate) struct Settings {
 impl Settings {
     /// Of a frontend that has just connected, with so many queues.
     pub(crate) fn new(queues: usize) -> io::Result<Self> {
+        let room = (MAX_MAIL_BYTES / queues.max(1)).max(MIN_MAIL_BYTES);
         Ok(Self {
             rules: Mutex::default(),
             generation: AtomicU64::new(0),
             headroom_generation: AtomicU64::new(0),
             in_force: (0..queues).map(|_| AtomicU64::new(0)).collect(),
             multicast: Multicast::default(),
-            mailboxes: (0..queues).map(|_| Mailbox::new()).collect::<io::Result<_>>()?,
+            mailboxes: (0..queues).map(|_| Mailbox::new(room)).collect::<io::Result<_>>()?,
         })
     }
 
@@ -362,7 +368,7 @@ mod tests {
         let put = |len| (0..1000).take_while(|_| views[0].hand_over(1, mail(len))).count();
         let empty = || std::iter::from_fn(|| views[1].mailbox().unwrap().take()).count();
         assert_eq!((put(60), empty()), (MAX_MAIL, MAX_MAIL));
-        assert_eq!((put(65_536), empty()), (16, 16));
+        assert_eq!((put(65_536), empty()), (8, 8));
         assert_eq!(put(60), MAX_MAIL);
         assert!(!views[0].hand_over(2, mail(60)), "there is no such queue");
     }

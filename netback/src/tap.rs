@@ -103,7 +103,7 @@ impl Tap {
     }
 
     /// A socket of datagrams in place of a tap.
-    #[cfg(feature = "testing")]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn stand_in(socket: std::os::fd::OwnedFd) -> Self {
         let queues = vec![socket.into()];
         Self {

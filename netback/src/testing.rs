@@ -1,13 +1,20 @@
-//! Real taps in a network namespace of their own, for tests.
+//! Real taps in a network namespace of their own, for tests and benchmarks.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::missing_panics_doc,
+    clippy::missing_errors_doc,
+    missing_docs
+)]
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Moves this thread (each test has its own) into a fresh network namespace.
-pub(crate) fn enter_network_namespace() {
+pub fn enter_network_namespace() {
     // SAFETY: only changes the namespace of this thread.
     let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     assert_eq!(
@@ -19,7 +26,8 @@ pub(crate) fn enter_network_namespace() {
 }
 
 /// An interface seen from the host's stack: raw frames, each behind a virtio-net header.
-pub(crate) struct HostSide {
+#[derive(Debug)]
+pub struct HostSide {
     socket: OwnedFd,
     name: String,
     index: libc::c_int,
@@ -27,7 +35,7 @@ pub(crate) struct HostSide {
 
 impl HostSide {
     /// Brings `name` up with `mtu` and listens.
-    pub(crate) fn up(name: &str, mtu: i32) -> Self {
+    pub fn up(name: &str, mtu: i32) -> Self {
         let c_name = CString::new(name).unwrap();
         // SAFETY: a valid C string.
         let index = unsafe { libc::if_nametoindex(c_name.as_ptr()) };
@@ -79,7 +87,7 @@ impl HostSide {
     }
 
     /// `ip link set NAME up` or `down`.
-    pub(crate) fn set_up(&self, up: bool) {
+    pub fn set_up(&self, up: bool) {
         let flags = if up { libc::IFF_UP as i16 } else { 0 };
         self.change(libc::SIOCSIFFLAGS, &mut |request| request.ifr_ifru.ifru_flags = flags);
         // The socket remembers that the interface was down; asking makes it forget.
@@ -92,14 +100,19 @@ impl HostSide {
         assert_eq!(got, 0);
     }
 
+    /// `ip link set NAME txqueuelen N`: frames that wait in each queue of the tap.
+    pub fn set_queue_len(&self, frames: i32) {
+        self.change(libc::SIOCSIFTXQLEN, &mut |request| request.ifr_ifru.ifru_metric = frames);
+    }
+
     /// Has the stack notice now that the cable was plugged in, and not in up to a second.
-    pub(crate) fn notice_carrier(&self) {
+    pub fn notice_carrier(&self) {
         self.set_up(false);
         self.set_up(true);
     }
 
     /// Whether the cable is plugged in (ETHTOOL_GLINK: cmd u32, data u32).
-    pub(crate) fn has_carrier(&self) -> bool {
+    pub fn has_carrier(&self) -> bool {
         const ETHTOOL_GLINK: u32 = 10;
         let mut link = [ETHTOOL_GLINK, 0];
         self.change(0x8946, &mut |request| request.ifr_ifru.ifru_data = link.as_mut_ptr().cast());
@@ -107,7 +120,7 @@ impl HostSide {
     }
 
     /// `ip link delete NAME`.
-    pub(crate) fn delete(&self) {
+    pub fn delete(&self) {
         // SAFETY: plain numbers; the result is checked.
         let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
         assert!(fd >= 0);
@@ -127,15 +140,36 @@ impl HostSide {
     }
 
     /// Sends a frame into the interface: to the guest.
-    pub(crate) fn send(&self, header: [u8; 10], frame: &[u8]) -> io::Result<()> {
+    pub fn send(&self, header: [u8; 10], frame: &[u8]) -> io::Result<()> {
         let bytes = [&header[..], frame].concat();
         // SAFETY: the buffer is valid for its length.
         let sent = unsafe { libc::write(self.socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
+    /// Sends as many frames, each behind its header, as the kernel takes with one system call: how many.
+    pub fn send_many(&self, frames: &[Vec<u8>]) -> io::Result<usize> {
+        let mut vectors: Vec<libc::iovec> = frames
+            .iter()
+            .map(|frame| libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() })
+            .collect();
+        let mut messages: Vec<libc::mmsghdr> = vectors
+            .iter_mut()
+            .map(|vector| {
+                // SAFETY: all zeroes is a message without an address, data and control data.
+                let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+                (message.msg_hdr.msg_iov, message.msg_hdr.msg_iovlen) = (vector, 1);
+                message
+            })
+            .collect();
+        let count = messages.len() as libc::c_uint;
+        // SAFETY: each message names one vector, and that a frame.
+        let sent = unsafe { libc::sendmmsg(self.socket.as_raw_fd(), messages.as_mut_ptr(), count, 0) };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
     /// The next frame that came from the guest.
-    pub(crate) fn receive(&self) -> ([u8; 10], Vec<u8>) {
+    pub fn receive(&self) -> ([u8; 10], Vec<u8>) {
         let mut bytes = vec![0; 70000];
         loop {
             // SAFETY: all zeroes is a sockaddr_ll.
@@ -153,7 +187,7 @@ impl HostSide {
                 )
             };
             let error = io::Error::last_os_error();
-            // io_uring of this process.
+            // The kernel interrupts the thread that made a ring when the ring is taken down.
             if got < 0 && error.kind() == io::ErrorKind::Interrupted {
                 continue;
             }
@@ -167,7 +201,7 @@ impl HostSide {
 }
 
 /// Waits for something another thread does.
-pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
     while !done() {
         assert!(std::time::Instant::now() < end, "waited in vain for {what}");
@@ -177,7 +211,7 @@ pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
 
 /// A TCP segment in an Ethernet frame: its transport checksum holds the sum of the pseudo-header, as a sender
 /// leaves it that has the checksum filled in by somebody else.
-pub(crate) fn tcp_frame(v6: bool, payload: usize) -> Vec<u8> {
+pub fn tcp_frame(v6: bool, payload: usize) -> Vec<u8> {
     let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];
     let tcp_len = (20 + payload) as u16;
     if v6 {
@@ -208,14 +242,14 @@ fn pseudo_header(frame: &[u8], l4: usize) -> Vec<u8> {
 }
 
 /// Asserts that a TCP frame's checksum is filled in, and right.
-pub(crate) fn assert_checksum(frame: &[u8]) {
+pub fn assert_checksum(frame: &[u8]) {
     let l4 = if frame[12] == 8 { 34 } else { 54 };
     let all = [pseudo_header(frame, l4), frame[l4..].to_vec()].concat();
     assert_eq!(internet_sum(&all), 0xffff, "the checksum is wrong");
 }
 
 /// A second, plain implementation of the internet checksum, to check the first by.
-pub(crate) fn internet_sum(bytes: &[u8]) -> u16 {
+pub fn internet_sum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for (i, byte) in bytes.iter().enumerate() {
         sum += u32::from(*byte) << (8 * (1 - i % 2));

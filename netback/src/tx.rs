@@ -4,12 +4,12 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use devices::xen::grant_table::{Access, PinnedPage};
-use devices::xen::shared_ring::BackRing;
+use devices::xen::shared_ring::{BackRing, RingError};
 
 use crate::engine::{Engine, IoVec, Op};
 use crate::headers::{HEADER_MAX, HeaderError, Headers, IpVersion, Transport};
-use crate::packet::{BadPacket, Taken, TxFatal, TxPacket};
-use crate::protocol::{GsoKind, TxStatus, tx_response};
+use crate::packet::{BadPacket, Taken, TxFatal, TxPacket, TxSlots};
+use crate::protocol::{GsoKind, TX_ENTRY, TxStatus, tx_response};
 use crate::queue::{Link, count};
 use crate::tap::{PartialCsum, VNET_HDR, VnetHeader};
 
@@ -62,6 +62,24 @@ pub(crate) enum Left {
     After(Duration),
 }
 
+/// Requests that were seen in the ring, so that its index is not read for each of them.
+struct Seen<'a> {
+    ring: &'a mut BackRing,
+    left: &'a mut u32,
+}
+
+impl TxSlots for Seen<'_> {
+    fn next_slot(&mut self, slot: &mut [u8; TX_ENTRY]) -> Result<bool, RingError> {
+        if *self.left == 0 {
+            *self.left = self.ring.pending()?;
+        }
+        let Some(left) = self.left.checked_sub(1) else { return Ok(false) };
+        *self.left = left;
+        self.ring.next_pending(slot);
+        Ok(true)
+    }
+}
+
 /// The transmit half of a queue.
 #[derive(Debug)]
 pub(crate) struct Tx {
@@ -84,14 +102,23 @@ impl Tx {
         self.slots.len() - self.free.len()
     }
 
-    /// Starts to send up to [`BATCH`] packets.
+    /// Whether the frontend has sent packets.
+    pub(crate) fn is_filled(&self) -> bool {
+        self.ring.pending().is_ok_and(|count| count > 0)
+    }
+
+    /// Starts to send up to [`BATCH`] packets, of half the ring: the guest fills one half while the other is sent.
     pub(crate) fn run(
         &mut self,
         link: &Link,
         engine: &mut impl Engine,
         now: Instant,
     ) -> Result<Left, TxFatal> {
+        let (mut slots, mut seen) = (0, 0);
         for _ in 0..BATCH {
+            if slots >= self.ring.nr_entries() as usize / 2 {
+                break;
+            }
             if let Some(credit) = &link.credit
                 && let Some(delay) = credit.delay(now)
                 && self.ring.pending()? > 0
@@ -100,7 +127,7 @@ impl Tx {
             }
             let Some(token) = self.free.pop().or_else(|| self.grow()) else { return Ok(Left::More) };
             let Some(slot) = self.slots.get_mut(usize::from(token)) else { return Ok(Left::More) };
-            let taken = slot.packet.take(&mut self.ring);
+            let taken = slot.packet.take(&mut Seen { ring: &mut self.ring, left: &mut seen });
             if !matches!(taken, Ok(Taken::Packet | Taken::Bad(_) | Taken::Group(_))) {
                 self.free.push(token);
             }
@@ -108,6 +135,7 @@ impl Tx {
             if taken == Taken::Nothing {
                 return Ok(Left::Nothing);
             }
+            slots += slot.packet.ids().len();
             if let Some(credit) = &link.credit {
                 credit.charge(slot.packet.len());
             }
@@ -184,8 +212,9 @@ impl Tx {
         self.free.push(token);
     }
 
-    /// Shows the responses; true: the guest wants an event.
-    pub(crate) fn publish(&mut self) -> bool {
+    /// Shows the responses, and notes that there were some; true: the guest wants an event.
+    pub(crate) fn publish(&mut self, shown: &mut bool) -> bool {
+        *shown |= self.ring.has_unpublished();
         self.ring.publish()
     }
 

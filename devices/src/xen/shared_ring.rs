@@ -105,6 +105,13 @@ impl BackRing {
         if self.pending()? == 0 {
             return Ok(false);
         }
+        self.next_pending(request);
+        Ok(true)
+    }
+
+    /// As [`BackRing::next_request`], of the requests that [`BackRing::pending`] has told and that were not taken since:
+    /// the frontend's index, whose cache line it may be writing, is not read again for each of them.
+    pub fn next_pending(&mut self, request: &mut [u8]) {
         self.copy(self.req_cons, request.len(), |page, offset, range, grants| {
             if let (Some(slice), Some(part)) =
                 (grants.slice(page, offset, range.len()), request.get_mut(range))
@@ -113,7 +120,6 @@ impl BackRing {
             }
         });
         self.req_cons = self.req_cons.wrapping_add(1);
-        Ok(true)
     }
 
     /// Says that we sleep unless more requests came meanwhile; true: they did, go on.
@@ -143,6 +149,11 @@ impl BackRing {
             }
         });
         self.rsp_prod = self.rsp_prod.wrapping_add(1);
+    }
+
+    /// Whether responses were pushed that the frontend was not shown.
+    pub fn has_unpublished(&self) -> bool {
+        self.rsp_published != self.rsp_prod
     }
 
     /// Shows all pushed responses to the frontend; true: it asked to be notified of one of them.

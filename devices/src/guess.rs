@@ -1,0 +1,30 @@
+//! Guesses that are made less often the more of them were wrong.
+
+/// With so many doubts one occasion in 256 is tried. A wrong guess costs more than a right one saves, so it raises two
+/// of them, and a right one lays one.
+const MOST_DOUBTS: u32 = 8;
+
+/// Whether something will come as it did before.
+#[derive(Debug, Default)]
+pub struct Guess {
+    doubts: u32,
+    /// Occasions that are let pass for now.
+    skipped: u32,
+}
+
+impl Guess {
+    /// Whether to try, this time; [`Guess::came`] then tells what came of it.
+    pub fn is_worth_a_try(&mut self) -> bool {
+        if self.skipped > 0 {
+            self.skipped -= 1;
+            return false;
+        }
+        true
+    }
+
+    /// Whether the guess was right.
+    pub fn came(&mut self, right: bool) {
+        self.doubts = if right { self.doubts.saturating_sub(1) } else { (self.doubts + 2).min(MOST_DOUBTS) };
+        self.skipped = (1 << self.doubts) - 1;
+    }
+}
