@@ -21,8 +21,16 @@ fuzz_target!(|data: &[u8]| {
         b'd' => disks(text),
         b'n' => {
             if let Ok(net) = text.parse::<NetConfig>() {
-                assert!(netback::is_interface_name(&net.bridge), "{net:?}");
-                assert!(net.vifname.as_deref().is_none_or(netback::is_interface_name), "{net:?}");
+                for name in [net.bridge(), net.vifname.as_deref(), net.gatewaydev.as_deref()] {
+                    assert!(name.is_none_or(netback::is_interface_name), "{net:?}");
+                }
+                assert!(
+                    net.rate.is_none_or(|rate| rate.bytes_per_interval > 0 && rate.interval_us > 0),
+                    "{net:?}"
+                );
+                assert!((1..=16).contains(&net.queue_count()), "{net:?}");
+                let written = net.to_string();
+                assert_eq!(written.parse().as_ref(), Ok(&net), "{written:?}");
                 let json = serde_json::to_string(&net).expect("a network is JSON");
                 assert_eq!(serde_json::from_str::<NetConfig>(&json).expect("our own JSON"), net);
             }
@@ -91,8 +99,8 @@ fn config(text: &str) {
     if config.validate().is_err() {
         return;
     }
-    config.assign_macs();
-    assert!(config.nets.iter().all(|net| net.mac.is_some()));
+    config.assign_nets();
+    assert!(config.nets.iter().all(|net| net.mac.is_some() && net.devid.is_some()));
     assert_eq!(config.validate(), Ok(()));
     let json = serde_json::to_string(&config).expect("a description is JSON");
     let again: DomainConfig = serde_json::from_str(&json).expect("our own JSON");

@@ -32,12 +32,21 @@ pub struct VifConfig {
     pub mac: MacAddr,
     /// Name of the tap.
     pub vifname: String,
-    /// Bridge that the tap belongs to.
-    pub bridge: String,
     /// Bytes of the largest IP packet.
     pub mtu: u16,
     /// What the guest may send.
     pub rate: Option<Rate>,
+    /// What else the toolstack writes.
+    pub toolstack: ToolstackKeys,
+}
+
+/// Keys of an interface that the toolstack writes and nothing here depends on: `ip`, `script`, `trusted` and so on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ToolstackKeys {
+    /// For the backend's directory.
+    pub backend: Keys,
+    /// For the frontend's directory.
+    pub frontend: Keys,
 }
 
 /// The back half of one interface.
@@ -336,22 +345,19 @@ impl BackendDevice for NetDevice {
     }
 
     fn frontend_keys(&self) -> Keys {
-        let VifConfig { index, mac, mtu, .. } = &self.config;
-        [("handle", index.to_string()), ("mac", mac.to_string()), ("mtu", mtu.to_string())]
-            .map(|(key, value)| (key.to_owned(), value))
-            .to_vec()
+        let VifConfig { index, mac, mtu, toolstack, .. } = &self.config;
+        let keys = [("handle", index.to_string()), ("mac", mac.to_string()), ("mtu", mtu.to_string())];
+        let keys = keys.into_iter().map(|(key, value)| (key.to_owned(), value));
+        keys.chain(toolstack.frontend.iter().cloned()).collect()
     }
 
     fn backend_keys(&self) -> Keys {
-        let VifConfig { index, mac, vifname, bridge, mtu, rate } = &self.config;
+        let VifConfig { index, mac, vifname, mtu, rate, toolstack } = &self.config;
         let config = [
             ("handle", index.to_string()),
             ("mac", mac.to_string()),
             ("vifname", vifname.clone()),
-            ("bridge", bridge.clone()),
             ("mtu", mtu.to_string()),
-            ("script", String::new()),
-            ("type", "vif".to_owned()),
             ("multi-queue-max-queues", self.tap.queues().to_string()),
             ("hotplug-status", "connected".to_owned()),
         ];
@@ -370,7 +376,9 @@ impl BackendDevice for NetDevice {
         ];
         let features = features.map(|(key, value)| (key, value.to_owned()));
         let rate = rate.map(|rate| ("rate", rate.key()));
-        config.into_iter().chain(rate).chain(features).map(|(key, value)| (key.to_owned(), value)).collect()
+        let keys = config.into_iter().chain(rate).chain(features);
+        let keys = keys.map(|(key, value)| (key.to_owned(), value));
+        keys.chain(toolstack.backend.iter().cloned()).collect()
     }
 
     fn connect(&mut self, frontend: &dyn FrontendKeys, domain: &DomainHandle) -> Result<Keys, ConnectError> {

@@ -43,8 +43,8 @@ mod tx;
 #[cfg(test)]
 mod vif_tests;
 
-pub use device::{NetDevice, VifConfig};
+pub use device::{NetDevice, ToolstackKeys, VifConfig};
 pub use headers::{HEADER_MAX, HeaderError, Headers, IpVersion, Transport};
 pub use mac::{MacAddr, MacError};
 pub use rate::Rate;
-pub use tap::{Offload, Tap, TapError, VNET_HDR, VnetHeader, is_interface_name};
+pub use tap::{Offload, PassedProblem, Tap, TapError, VNET_HDR, VnetHeader, is_interface_name};

@@ -1,5 +1,8 @@
 //! The host's end of an interface: a tap device, and the header before each of its frames.
 
+mod passed;
+
+use std::any::Any;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -10,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use thiserror::Error;
 
 use crate::protocol::{Gso, GsoKind};
+pub use passed::PassedProblem;
 
 /// Queues of one tap (MAX_TAP_QUEUES of Linux's tun.c).
 const MAX_QUEUES: usize = 256;
@@ -29,6 +33,14 @@ pub enum TapError {
     /// Not allowed.
     #[error("cannot make interface {0}: not permitted; run as root or with CAP_NET_ADMIN")]
     NotPermitted(String),
+    /// A descriptor of the caller cannot be used.
+    #[error("fd={fd}: {problem}")]
+    Passed {
+        /// The descriptor.
+        fd: RawFd,
+        /// The reason and the way out.
+        problem: PassedProblem,
+    },
     /// Anything else.
     #[error("cannot make interface {name}: {error}")]
     Host {
@@ -53,6 +65,8 @@ pub struct Offload {
 /// A tap device. It vanishes with the last file, however the process ends.
 #[derive(Debug)]
 pub struct Tap {
+    /// Dropped before the files.
+    _guard: Option<Box<dyn Any + Send + Sync>>,
     name: String,
     queues: Vec<File>,
     /// Queues that the kernel hands frames to: the first ones.
@@ -73,6 +87,7 @@ impl Tap {
             flags |= libc::IFF_MULTI_QUEUE;
         }
         let mut tap = Self {
+            _guard: None,
             name: name.to_owned(),
             queues: Vec::new(),
             active: AtomicUsize::new(queues),
@@ -91,7 +106,18 @@ impl Tap {
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn stand_in(socket: std::os::fd::OwnedFd) -> Self {
         let queues = vec![socket.into()];
-        Self { name: "stand-in".to_owned(), queues, active: AtomicUsize::new(1), stand_in: true }
+        Self {
+            _guard: None,
+            name: "stand-in".to_owned(),
+            queues,
+            active: AtomicUsize::new(1),
+            stand_in: true,
+        }
+    }
+
+    /// Keeps `guard` and drops it while the interface is still there: what was made for it on the host goes first.
+    pub fn with_guard(self, guard: impl Any + Send + Sync) -> Self {
+        Self { _guard: Some(Box::new(guard)), ..self }
     }
 
     /// Name of the interface.

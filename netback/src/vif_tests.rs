@@ -63,7 +63,7 @@ impl Rig {
             index: 0,
             mac: "00:16:3e:00:00:01".parse().unwrap(),
             vifname: "vif1.0".into(),
-            bridge: "xenbr0".into(),
+            toolstack: Default::default(),
             mtu,
             rate: None,
         };

@@ -129,6 +129,25 @@ pub fn program(archive: &mut Archive, path: &str, program: &Path) -> Result<()> 
     Ok(())
 }
 
+/// Adds a program; its libraries come from `folders` or from this machine, and go where the loader looks for them.
+pub fn linked_program(archive: &mut Archive, path: &str, program: &Path, folders: &[PathBuf]) -> Result<()> {
+    let places: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    let mut list = Command::new(LOADER);
+    list.arg("--list").arg(program).env("LD_LIBRARY_PATH", places.join(":"));
+    for line in run(&mut list)?.lines() {
+        let mut words = line.split_whitespace();
+        if let (Some(name), Some("=>"), Some(file)) = (words.next(), words.next(), words.next()) {
+            archive.copy_once(&format!("/lib/x86_64-linux-gnu/{name}"), Path::new(file))?;
+        }
+    }
+    archive.copy_once(LOADER, Path::new(LOADER))?;
+    let stripped = std::env::temp_dir().join(format!("xvmm-tests-{}.stripped", std::process::id()));
+    run(Command::new("strip").arg("-o").arg(&stripped).arg(program))?;
+    archive.file(path, 0o755, &fs::read(&stripped)?);
+    fs::remove_file(stripped)?;
+    Ok(())
+}
+
 /// What every image begins with: busybox, device nodes, and the given /init.
 pub fn base(cache: &Cache, init: &str) -> Result<Archive> {
     let busybox = cache.package("busybox-static")?.join("bin/busybox");

@@ -4,6 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use blkback::ImageError as DiskImageError;
+use netback::TapError;
 
 use crate::api::ApiError;
 use crate::boot::{BootError, ImageError as KernelImageError};
@@ -13,6 +14,7 @@ use crate::domain::preflight::{FileProblem, PreflightError};
 use crate::domain::{DomainEntry, DomainError, StorageError};
 use crate::machine::MachineError;
 use crate::network::NetworkError;
+use crate::network::host::HostNetError;
 use crate::storage::{IscsiError, IscsiProblem};
 
 /// Declares the statuses with the sentence that `xvmm --help` and the documentation show.
@@ -59,7 +61,7 @@ statuses! {
     DiskUnaligned = 23 "the size of a disk image is not a multiple of 512 bytes";
     DiskNotPermitted = 24 "a disk image cannot be opened: not writable, or not readable";
     DiskInUse = 25 "a disk image is in use by another domain, or given twice";
-    SameVdev = 26 "two disks have one vdev";
+    SameVdev = 26 "two disks have one vdev, or two interfaces one devid";
     InvalidVdev = 27 "the vdev of a disk is not one";
     UnknownKey = 28 "an unknown key in --disk or --net";
     DiskFormat = 29 "a disk image is not of the format that was stated, is damaged, or has a part that is not supported";
@@ -68,6 +70,10 @@ statuses! {
     InvalidMac = 32 "a MAC address is invalid, multicast, or given twice";
     TapFailed = 33 "the guest's network interface cannot be made on the host";
     IscsiFailed = 34 "an iSCSI disk cannot be had: open-iscsi, the portal, the target or its LUN";
+    NetNotPermitted = 35 "the host's interfaces may not be changed: CAP_NET_ADMIN is missing";
+    TapUnfit = 36 "the tap that was passed in with fd= cannot be used";
+    FilterFailed = 37 "the rules of an interface (ip=, mac-filter, vif-nat) cannot be made: nft is missing, or refuses them";
+    ScriptFailed = 38 "the script of an interface is missing or failed";
     KvmMissing = 40 "/dev/kvm is missing";
     KvmNotPermitted = 41 "/dev/kvm may not be opened";
     KvmUnusable = 42 "/dev/kvm cannot run guests";
@@ -79,6 +85,18 @@ statuses! {
     NoSuchDevice = 54 "the guest has no such device";
     DeviceBusy = 55 "the device is just being attached or detached";
     DeviceKept = 56 "the guest does not let go of the device";
+    NetworkExists = 60 "there is a network or an interface of the name already, and it is something else";
+    NoSuchNetwork = 61 "there is no network of this name";
+    UplinkUnusable = 62 "the uplink does not exist, or cannot be a port of a bridge";
+    SubnetTaken = 63 "the subnet of a private network overlaps with another one";
+    PortTaken = 64 "a port that dnsmasq needs is taken";
+    ToolMissing = 65 "a program that a network needs is not installed";
+    NetworkNotPermitted = 66 "not permitted to change the host's network";
+    ManagerInTheWay = 67 "a program that looks after the uplink would undo the change";
+    NetworkUndone = 68 "the change of a network failed, and everything is as it was before";
+    NetworkHalfMade = 69 "the change of a network was interrupted, waits to be confirmed, or could not be undone";
+    NothingToConfirm = 70 "no change of the network waits to be confirmed";
+    NetworkInUse = 71 "guests are plugged into the network";
 }
 
 impl ExitStatus {
@@ -141,7 +159,7 @@ impl From<ConfigError> for Failure {
             Problem::Syntax(_) => ExitStatus::Usage,
             Problem::UnknownKey { .. } => ExitStatus::UnknownKey,
             Problem::Vdev(_) => ExitStatus::InvalidVdev,
-            Problem::SameVdev(_) | Problem::VdevPart { .. } => ExitStatus::SameVdev,
+            Problem::SameVdev(_) | Problem::VdevPart { .. } | Problem::SameDevid(_) => ExitStatus::SameVdev,
             Problem::Format(_) => ExitStatus::DiskFormat,
             Problem::SameImage => ExitStatus::DiskInUse,
             Problem::Mac(_) | Problem::SameMac(_) => ExitStatus::InvalidMac,
@@ -247,7 +265,43 @@ impl From<NetworkError> for Failure {
         let status = match &error {
             NetworkError::NoBridge(_) => ExitStatus::BridgeMissing,
             NetworkError::NotABridge { .. } => ExitStatus::NotABridge,
-            _ => ExitStatus::TapFailed,
+            NetworkError::NotPermitted(_) | NetworkError::Tap(TapError::NotPermitted(_)) => {
+                ExitStatus::NetNotPermitted
+            }
+            NetworkError::Tap(TapError::Passed { .. }) => ExitStatus::TapUnfit,
+            NetworkError::NoNft(_) | NetworkError::Filter(_) => ExitStatus::FilterFailed,
+            NetworkError::NoScript(_) | NetworkError::Script { .. } => ExitStatus::ScriptFailed,
+            NetworkError::NoVlans { .. }
+            | NetworkError::NoGateway(_)
+            | NetworkError::Tap(_)
+            | NetworkError::Mtu { .. }
+            | NetworkError::Interface { .. }
+            | NetworkError::Host { .. } => ExitStatus::TapFailed,
+        };
+        Failure::new(status, error)
+    }
+}
+
+impl From<HostNetError> for Failure {
+    fn from(error: HostNetError) -> Failure {
+        let status = match &error {
+            HostNetError::Name { .. } | HostNetError::Invalid { .. } => ExitStatus::Usage,
+            HostNetError::Exists { .. } => ExitStatus::NetworkExists,
+            HostNetError::Unknown(_) => ExitStatus::NoSuchNetwork,
+            HostNetError::Uplink { .. } => ExitStatus::UplinkUnusable,
+            HostNetError::Overlap { .. } => ExitStatus::SubnetTaken,
+            HostNetError::PortTaken { .. } => ExitStatus::PortTaken,
+            HostNetError::ToolMissing { .. } => ExitStatus::ToolMissing,
+            HostNetError::NotPermitted(_) => ExitStatus::NetworkNotPermitted,
+            HostNetError::Manager { .. } => ExitStatus::ManagerInTheWay,
+            HostNetError::Undone { .. } => ExitStatus::NetworkUndone,
+            HostNetError::HalfMade(_) | HostNetError::NotUndone { .. } => ExitStatus::NetworkHalfMade,
+            HostNetError::NothingToConfirm(_) => ExitStatus::NothingToConfirm,
+            HostNetError::InUse { .. } => ExitStatus::NetworkInUse,
+            HostNetError::OtherNamespace(_)
+            | HostNetError::File { .. }
+            | HostNetError::Damaged { .. }
+            | HostNetError::Host { .. } => ExitStatus::HostError,
         };
         Failure::new(status, error)
     }

@@ -7,6 +7,7 @@ pub mod config;
 pub mod console;
 pub mod domain;
 pub mod exit;
+mod host_tool;
 pub mod hypercall;
 pub mod machine;
 pub mod network;

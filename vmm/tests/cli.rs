@@ -279,6 +279,83 @@ fn unsuitable_bridges_are_refused() {
 }
 
 #[test]
+fn interfaces_that_cannot_be_made_are_refused() {
+    let host = Host::new();
+    let table = [
+        ("fd=1000", ExitStatus::TapUnfit, "fd=1000: no open descriptor; let the caller"),
+        ("script=/no/script", ExitStatus::ScriptFailed, "script /no/script: no such program; without a path"),
+        ("script=vif-x", ExitStatus::ScriptFailed, "script /etc/xen/scripts/vif-x: no such program"),
+        ("rate=fast", ExitStatus::Usage, "rate `fast` is not a rate; write one like"),
+        ("ip=1.2.3", ExitStatus::Usage, "ip `1.2.3` is not an address; write addresses like"),
+        ("ip=127.0.0.1", ExitStatus::Usage, "ip 127.0.0.1 is no address that a guest sends from"),
+        ("devid=1,fd=3,bridge=a", ExitStatus::Usage, "fd= takes a tap as its caller has set it up"),
+    ];
+    for (spec, status, words) in table {
+        host.refuses(&["--kernel", "text", "--net", spec], status, &["--net", words]);
+    }
+    let twice = ["--kernel", "text", "--net", "devid=1", "--net", "devid=1"];
+    host.refuses(&twice, ExitStatus::SameVdev, &["two interfaces have the number 1"]);
+}
+
+#[test]
+fn a_descriptor_that_is_no_tap_is_refused() {
+    use std::os::fd::AsRawFd;
+    let host = Host::new();
+    let file = fs::File::open(host.path("text")).unwrap();
+    let fd = file.as_raw_fd();
+    let mut command = host.command(&["--kernel", "text", "--net", "fd=7"]);
+    // SAFETY: between fork and exec nothing but a system call with numbers is made.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut command, move || {
+            if libc::dup2(fd, 7) == 7 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        });
+    }
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(ExitStatus::TapUnfit.code().into()), "{said}");
+    assert!(said.contains("--net: fd=7: not a tap; open /dev/net/tun"), "{said}");
+}
+
+#[test]
+fn a_missing_nft_is_refused_with_its_package() {
+    let host = Host::new();
+    for (spec, words) in [
+        ("ip=192.0.2.7", "ip= needs the program nft; install the package nftables"),
+        ("mac-filter", "mac-filter needs the program nft"),
+    ] {
+        let mut command = host.command(&["--kernel", "text", "--net", spec]);
+        let output = command.env("XVMM_NFT", host.path("no-nft")).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(ExitStatus::FilterFailed.code().into()), "{said}");
+        assert!(said.contains(words) && said.lines().count() == 1, "{said}");
+    }
+}
+
+#[test]
+fn a_missing_capability_is_refused() {
+    const CAP_NET_ADMIN: libc::c_ulong = 12;
+    let host = Host::new();
+    let mut command = host.command(&["--kernel", "text", "--net", "xenbr0"]);
+    // SAFETY: between fork and exec nothing but a system call with numbers is made.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+            // Root gets what is in this set, and others have nothing to lose.
+            libc::prctl(libc::PR_CAPBSET_DROP, CAP_NET_ADMIN, 0, 0, 0);
+            Ok(())
+        });
+    }
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(ExitStatus::NetNotPermitted.code().into()), "{said}");
+    assert!(
+        said.contains(
+            "--net bridge=xenbr0: not permitted to change interfaces; run as root or with CAP_NET_ADMIN"
+        ),
+        "{said}"
+    );
+}
+
+#[test]
 fn an_unsuitable_run_folder_is_refused() {
     let host = Host::new();
     let long = host.text(&"x".repeat(100));
@@ -341,6 +418,8 @@ impl ApiHandler for Obedient {
             DeviceChange::BlockAttach(_) => Ok(serde_json::json!({ "vdev": "xvdb" })),
             DeviceChange::BlockDetach(_) => Err(Failure::new(ExitStatus::DeviceKept, "it is kept")),
             DeviceChange::CdInsert(_) | DeviceChange::CdEject(_) => Ok(serde_json::Value::Null),
+            DeviceChange::NetworkAttach(_) => Ok(serde_json::json!({ "devid": 7 })),
+            DeviceChange::NetworkDetach(_) => Err(Failure::new(ExitStatus::DeviceKept, "it is kept")),
         });
         *self.0.borrow_mut() = Some(asked);
     }
@@ -451,8 +530,23 @@ fn an_attached_disk_is_told_by_its_name() {
 }
 
 #[test]
+fn interfaces_come_and_go() {
+    let host = Host::new();
+    let _web = Other::start(&host, false);
+    assert_eq!(stdout(host.xvmm(&["network-attach", "web", "bridge=br1", "rate=1MB/s"])), "7\n");
+    let asked = host.asked("NetworkAttach");
+    assert!(asked.contains(r#"spec: "bridge=br1,rate=1MB/s""#), "{asked}");
+    let output = host.xvmm(&["network-detach", "--force", "--timeout", "3", "web", "00:16:3e:00:00:01"]);
+    assert_eq!(output.status.code(), Some(ExitStatus::DeviceKept.code().into()));
+    let asked = host.asked("NetworkDetach");
+    assert!(asked.contains(r#"vif: "00:16:3e:00:00:01", force: true, timeout: Some(3s)"#), "{asked}");
+}
+
+#[test]
 fn a_specification_that_is_none_asks_nobody() {
     let host = Host::new();
+    host.refuses(&["network-attach", "nobody", "mtu=1"], ExitStatus::Usage, &["--net mtu=1: mtu `1`"]);
+    host.refuses(&["network-attach", "nobody"], ExitStatus::NoSuchDomain, &["nobody"]);
     host.refuses(
         &["block-attach", "nobody", "img,vdev=vda"],
         ExitStatus::InvalidVdev,

@@ -85,6 +85,8 @@ impl ApiClient {
             DeviceChange::BlockAttach(body) => (json!(body), None),
             DeviceChange::BlockDetach(body) | DeviceChange::CdEject(body) => (json!(body), body.timeout),
             DeviceChange::CdInsert(body) => (json!(body), body.timeout),
+            DeviceChange::NetworkAttach(body) => (json!(body), None),
+            DeviceChange::NetworkDetach(body) => (json!(body), body.timeout),
         };
         let patient = self.clone().with_timeout(STORAGE_TIMEOUT.saturating_add(timeout.unwrap_or_default()));
         patient.request("PUT", change.verb(), Some(body))

@@ -19,6 +19,10 @@ pub enum DeviceChange {
     CdInsert(CdInsert),
     /// `vm.cd-eject`
     CdEject(BlockDetach),
+    /// `vm.network-attach`
+    NetworkAttach(NetworkAttach),
+    /// `vm.network-detach`
+    NetworkDetach(NetworkDetach),
 }
 
 impl DeviceChange {
@@ -29,6 +33,8 @@ impl DeviceChange {
             DeviceChange::BlockDetach(_) => "vm.block-detach",
             DeviceChange::CdInsert(_) => "vm.cd-insert",
             DeviceChange::CdEject(_) => "vm.cd-eject",
+            DeviceChange::NetworkAttach(_) => "vm.network-attach",
+            DeviceChange::NetworkDetach(_) => "vm.network-detach",
         }
     }
 }
@@ -73,6 +79,28 @@ pub struct CdInsert {
     #[serde(default)]
     pub force: bool,
     /// As in [`BlockDetach`], for the medium before.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "seconds")]
+    pub timeout: Option<Duration>,
+}
+
+/// An interface to come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkAttach {
+    /// As behind `--net`.
+    pub spec: String,
+}
+
+/// An interface to go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkDetach {
+    /// Its number, its MAC address, or its name on the host.
+    pub vif: String,
+    /// It goes whether the guest agrees or not.
+    #[serde(default)]
+    pub force: bool,
+    /// Seconds that the guest has to let go of it.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "seconds")]
     pub timeout: Option<Duration>,
 }

@@ -10,6 +10,8 @@
 //! | `PUT /api/v1/vm.block-detach` | [`BlockDetach`] | 204 when the disk is gone and its image closed |
 //! | `PUT /api/v1/vm.cd-insert` | [`CdInsert`] | 204 when the guest is offered the new medium |
 //! | `PUT /api/v1/vm.cd-eject` | [`BlockDetach`] | 204 when the medium is gone and its image closed |
+//! | `PUT /api/v1/vm.network-attach` | [`NetworkAttach`] | 200 and `{"devid": N, "mac": .., "vifname": ..}` when the guest is offered the interface |
+//! | `PUT /api/v1/vm.network-detach` | [`NetworkDetach`] | 204 when the interface is gone from guest and host |
 //!
 //! An error has a 4xx status and the body `{"error": "one sentence"}`, with the exit status of the command as
 //! `"status"` where there is one of its own; 409 says that the guest cannot do it
@@ -25,7 +27,7 @@ mod server;
 use std::time::Duration;
 
 pub use client::{ApiClient, ApiError};
-pub use devices::{BlockAttach, BlockDetach, CdInsert, DeviceChange};
+pub use devices::{BlockAttach, BlockDetach, CdInsert, DeviceChange, NetworkAttach, NetworkDetach};
 pub use reply::{Outbox, Reply};
 pub use server::ApiServer;
 

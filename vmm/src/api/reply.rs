@@ -88,7 +88,7 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if !self.sent {
-            let ended = "the guest has ended or rebooted before that was done; look with `xvmm block-list`";
+            let ended = "the guest has ended or rebooted before that was done; look with `xvmm info`";
             self.put(refusal(&Failure::new(ExitStatus::HostError, ended)));
         }
     }
@@ -97,7 +97,7 @@ impl Drop for Reply {
 /// An error with the exit status that the client's process shall end with.
 pub(super) fn refusal(failure: &Failure) -> Response {
     let status = match failure.status {
-        ExitStatus::Usage | ExitStatus::UnknownKey | ExitStatus::InvalidVdev => 400,
+        ExitStatus::Usage | ExitStatus::UnknownKey | ExitStatus::InvalidVdev | ExitStatus::InvalidMac => 400,
         ExitStatus::NoSuchDevice => 404,
         _ => 409,
     };

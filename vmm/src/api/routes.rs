@@ -53,9 +53,16 @@ pub(super) fn answer(request: &Request, handler: &mut dyn ApiHandler, outbox: &R
         }
         "/api/v1/vm.cd-insert" => ("PUT", |r, handler, o| change(r, DeviceChange::CdInsert, handler, o)),
         "/api/v1/vm.cd-eject" => ("PUT", |r, handler, o| change(r, DeviceChange::CdEject, handler, o)),
+        "/api/v1/vm.network-attach" => {
+            ("PUT", |r, handler, o| change(r, DeviceChange::NetworkAttach, handler, o))
+        }
+        "/api/v1/vm.network-detach" => {
+            ("PUT", |r, handler, o| change(r, DeviceChange::NetworkDetach, handler, o))
+        }
         _ => {
             let sentence = "there is no such path; the API is \
-                            /api/v1/vm.{info,shutdown,reboot,destroy,block-attach,block-detach,cd-insert,cd-eject}";
+                            /api/v1/vm.{info,shutdown,reboot,destroy,block-attach,block-detach,cd-insert,cd-eject,\
+                            network-attach,network-detach}";
             return Response::error(404, sentence).into();
         }
     };

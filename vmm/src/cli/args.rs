@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::network_args::NetworkArgs;
 use crate::exit::ExitStatus;
 
 const EXAMPLES: &str = "\
@@ -27,8 +28,12 @@ Examples:
 The format is raw unless it is stated. A name without a slash is looked for in the images folder, then in the
 current directory. target= comes last and takes all the rest; otherwise a path with a comma in it goes into double
 quotes: --disk '\"a,b.img\",ro'.
---net BRIDGE[,mac=00:16:3e:xx:xx:xx][,vifname=NAME][,mtu=BYTES]: without a mac, a domain with a name always gets
-the same one. --net mac=... is plugged into xenbr0.
+--net SPEC is what xl's vif= takes, and a few keys more; without a mac, a domain with a name always gets the same one:
+  xenbr0                                     a port of the bridge xenbr0; mac=, vifname=, mtu=, devid=, queues=N, vlan=N
+  xenbr0,ip=192.0.2.7,mac-filter             the guest may use this IP address, and its own MAC address alone
+  xenbr0,rate=10Mb/s@50ms                    a limit of what the guest sends
+  script=vif-route,ip=192.0.2.7,gatewaydev=eth0     no bridge, but a route; vif-nat; /path/to/a/script
+  fd=5                                       a tap that the caller has opened
 SIGTERM and SIGINT ask the guest to shut down; the second one stops it.
 
 The variables XVMM_RUN_DIR and XVMM_IMAGES_DIR stand for --run-dir and --images-dir.";
@@ -77,6 +82,14 @@ pub(super) enum Command {
     CdInsert(CdInsertArgs),
     /// Take the medium out of a CD-ROM drive of a running guest
     CdEject(BlockDetachArgs),
+    /// Make and take away networks of the host: xenbr0 with a network card in it, virbr0 of the host alone
+    Network(NetworkArgs),
+    /// Give a running guest one more network interface; prints its number
+    NetworkAttach(NetworkAttachArgs),
+    /// Take a network interface from a running guest
+    NetworkDetach(NetworkDetachArgs),
+    /// List the network interfaces of a guest
+    NetworkList(BlockListArgs),
 }
 
 #[derive(Debug, Args)]
@@ -108,7 +121,7 @@ pub(super) struct RunArgs {
     /// A disk: FILE[,FORMAT[,VDEV[,ACCESS]]][,KEY=VALUE..], as in xl.cfg; may be given several times
     #[arg(long, value_name = "SPEC")]
     pub(super) disk: Vec<String>,
-    /// A network interface: BRIDGE[,mac=..][,vifname=..][,mtu=..]; may be given several times
+    /// A network interface: BRIDGE[,mac=..][,ip=..][,KEY=VALUE..], as in xl.cfg; may be given several times
     #[arg(long, value_name = "SPEC")]
     pub(super) net: Vec<String>,
     /// Where the console goes: tty, pty, file=PATH or null
@@ -200,9 +213,32 @@ pub(super) struct CdInsertArgs {
     pub(super) timeout: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct NetworkAttachArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// The interface, as behind --net; several arguments are put together with commas
+    #[arg(value_name = "SPEC")]
+    pub(super) spec: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NetworkDetachArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// The number of the interface, its MAC address, or its name on the host
+    pub(super) vif: String,
+    /// Take it away even if the guest does not let go of it in time
+    #[arg(long)]
+    pub(super) force: bool,
+    /// How long the guest may take to let go of it [default: 10, with --force 5]
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub(super) timeout: Option<String>,
+}
+
 /// Puts `run` where the command is missing: `xvmm --kernel x` is `xvmm run --kernel x`.
 pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    const COMMANDS: [&str; 17] = [
+    const COMMANDS: [&str; 21] = [
         "run",
         "list",
         "console",
@@ -215,6 +251,10 @@ pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> 
         "block-list",
         "cd-insert",
         "cd-eject",
+        "network",
+        "network-attach",
+        "network-detach",
+        "network-list",
         "help",
         "-h",
         "--help",
@@ -265,6 +305,7 @@ mod tests {
             ("xvmm --run-dir list --kernel x", "xvmm run --run-dir list --kernel x"),
             ("xvmm --run-dir x list", "xvmm --run-dir x list"),
             ("xvmm --run-dir=x list", "xvmm --run-dir=x list"),
+            ("xvmm network list", "xvmm network list"),
             ("xvmm block-attach web a.img", "xvmm block-attach web a.img"),
             ("xvmm --version", "xvmm --version"),
             ("xvmm frobnicate", "xvmm run frobnicate"),

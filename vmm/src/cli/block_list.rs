@@ -10,6 +10,13 @@ use crate::config::{Access, DiskConfig, DomainConfig};
 use crate::exit::{ExitStatus, Failure};
 
 pub(super) fn block_list(run_dir: &Path, args: &BlockListArgs) -> Result<ExitStatus, Failure> {
+    let (config, info) = ask(run_dir, args)?;
+    super::print(&if args.json { as_json(&config, &info) } else { as_table(&config, &info) });
+    Ok(ExitStatus::Success)
+}
+
+/// What the domain says of itself: what it is made of, and all the rest.
+pub(super) fn ask(run_dir: &Path, args: &BlockListArgs) -> Result<(DomainConfig, Value), Failure> {
     let (_, entry) = super::lookup(run_dir, &args.domain)?;
     let info = ApiClient::new(&entry.api_socket()).info()?;
     let config = info.get("config").cloned().unwrap_or_else(|| json!({}));
@@ -19,31 +26,40 @@ pub(super) fn block_list(run_dir: &Path, args: &BlockListArgs) -> Result<ExitSta
             format!("{}: the domain describes itself as: {error}", args.domain),
         )
     })?;
-    super::print(&if args.json { as_json(&config, &info) } else { as_table(&config, &info) });
-    Ok(ExitStatus::Success)
+    Ok((config, info))
 }
 
-/// What the domain says of the device of a disk.
-fn device<'a>(info: &'a Value, disk: &DiskConfig) -> Option<&'a Value> {
-    let number = u64::from(disk.vdev.virtual_device());
+/// What the domain says of a device.
+pub(super) fn device<'a>(info: &'a Value, class: &str, index: u32) -> Option<&'a Value> {
     let mut devices = info.get("devices")?.as_array()?.iter();
     devices.find(|device| {
-        device.get("class").and_then(Value::as_str) == Some("vbd")
-            && device.get("index").and_then(Value::as_u64) == Some(number)
+        device.get("class").and_then(Value::as_str) == Some(class)
+            && device.get("index").and_then(Value::as_u64) == Some(index.into())
     })
+}
+
+/// The description of a device, with what the device does.
+pub(super) fn described(description: Value, device: Option<&Value>) -> Value {
+    let mut described = description;
+    if let (Some(fields), Some(device)) = (described.as_object_mut(), device) {
+        for key in ["index", "state", "connected", "detaching", "counters"] {
+            fields.insert(key.into(), device.get(key).cloned().unwrap_or_default());
+        }
+    }
+    described
+}
+
+/// The state of a device in a word.
+pub(super) fn state(device: Option<&Value>) -> &str {
+    let is = |key: &str| device.and_then(|device| device.get(key)).and_then(Value::as_bool) == Some(true);
+    let state = device.and_then(|device| device.get("state")).and_then(Value::as_str).unwrap_or("-");
+    if is("detaching") { "detaching" } else { state }
 }
 
 /// A list of the descriptions of the disks, with what their devices do.
 fn as_json(config: &DomainConfig, info: &Value) -> String {
-    let describe = |disk: &DiskConfig| {
-        let mut described = json!(disk);
-        if let (Some(fields), Some(device)) = (described.as_object_mut(), device(info, disk)) {
-            for key in ["index", "state", "connected", "detaching", "counters"] {
-                fields.insert(key.into(), device.get(key).cloned().unwrap_or_default());
-            }
-        }
-        described
-    };
+    let describe =
+        |disk: &DiskConfig| described(json!(disk), device(info, "vbd", disk.vdev.virtual_device()));
     let disks: Vec<Value> = config.disks.iter().map(describe).collect();
     format!("{:#}\n", Value::from(disks))
 }
@@ -51,10 +67,7 @@ fn as_json(config: &DomainConfig, info: &Value) -> String {
 fn as_table(config: &DomainConfig, info: &Value) -> String {
     let mut text = format!("{:<10} {:>9}  {:<12} {:<6} {}\n", "Vdev", "Number", "State", "Mode", "Image");
     for disk in &config.disks {
-        let device = device(info, disk);
-        let is = |key: &str| device.and_then(|device| device.get(key)).and_then(Value::as_bool) == Some(true);
-        let state = device.and_then(|device| device.get("state")).and_then(Value::as_str).unwrap_or("-");
-        let state = if is("detaching") { "detaching" } else { state };
+        let state = state(device(info, "vbd", disk.vdev.virtual_device()));
         let mode = match (disk.access(), disk.cdrom) {
             (_, true) => "cdrom",
             (Access::ReadOnly, _) => "r",

@@ -9,6 +9,11 @@ mod console;
 mod destroy;
 mod info;
 mod list;
+mod net_attach;
+mod net_detach;
+mod net_list;
+mod network;
+mod network_args;
 mod run;
 mod shutdown;
 
@@ -52,6 +57,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>, runner: Runner) -> ExitCod
         Command::BlockList(args) => block_list::block_list(&run_dir, &args),
         Command::CdInsert(args) => cd_insert::cd_insert(&run_dir, &args),
         Command::CdEject(args) => block_detach::cd_eject(&run_dir, &args),
+        Command::Network(args) => network::network(&run_dir, args),
+        Command::NetworkAttach(args) => net_attach::net_attach(&run_dir, &args),
+        Command::NetworkDetach(args) => net_detach::net_detach(&run_dir, &args),
+        Command::NetworkList(args) => net_list::net_list(&run_dir, &args),
     };
     result.unwrap_or_else(|failure| complain(&failure)).into()
 }

@@ -63,6 +63,9 @@ pub enum Problem {
     /// Two interfaces have the same address.
     #[error("two interfaces have the address {0}; give one of them another mac")]
     SameMac(String),
+    /// Two interfaces have the same number.
+    #[error("two interfaces have the number {0}; give one of them another devid")]
+    SameDevid(u32),
     /// Less memory than a guest can start with.
     #[error("too little memory; a guest needs at least {} MiB", super::MIN_MEMORY >> 20)]
     MemoryTooSmall,

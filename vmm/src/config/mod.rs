@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use disk::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource, DiskSpec, IscsiTarget};
 pub use error::{ConfigError, Problem};
-pub use net::NetConfig;
+pub use net::{GuestIp, MAX_DEVID, NetConfig, Rate, VifScript, VifType, nat_router};
 pub use netback::MacAddr;
 pub use values::{
     ConsoleTarget, DEFAULT_MEMORY, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY, OnReboot, check_name, parse_memory,
@@ -57,7 +57,7 @@ pub struct DomainConfig {
     pub vcpus: u32,
     /// Disks in the order of the command line.
     pub disks: Vec<DiskConfig>,
-    /// Network interfaces; the index is the device id N of `vifD.N`.
+    /// Network interfaces in the order of the command line.
     pub nets: Vec<NetConfig>,
     /// Where the console goes.
     pub console: ConsoleTarget,
@@ -119,24 +119,33 @@ impl DomainConfig {
             return Err(ConfigError::new("--net", format!("({} times)", self.nets.len()), problem));
         }
         for (index, net) in self.nets.iter().enumerate() {
-            let same = |other: &NetConfig| other.mac.is_some() && other.mac == net.mac;
-            if let (Some(mac), true) = (net.mac, self.nets.iter().take(index).any(same)) {
-                return Err(ConfigError::new("--net", &net.bridge, Problem::SameMac(mac.to_string())));
+            let fail = |problem| ConfigError::new("--net", net.what(), problem);
+            net.check().map_err(fail)?;
+            let mut before = self.nets.iter().take(index);
+            if let Some(problem) = before.find_map(|other| net.conflict(other)) {
+                return Err(fail(problem));
             }
         }
         Ok(())
     }
 
-    /// Gives every interface without an address one: always the same one for a domain with a name, a random
-    /// one for others. A guest that reboots keeps it.
-    pub fn assign_macs(&mut self) {
+    /// Gives every interface without a number the first that is free, and every one without an address one: always
+    /// the same one for a domain with a name, a random one for others. A guest that reboots keeps both.
+    pub fn assign_nets(&mut self) {
         for index in 0..self.nets.len() {
+            let devids: Vec<u32> = self.nets.iter().filter_map(|net| net.devid).collect();
             let taken: Vec<MacAddr> = self.nets.iter().filter_map(|net| net.mac).collect();
-            let Some(net) = self.nets.get_mut(index).filter(|net| net.mac.is_none()) else { continue };
-            // 24 bits are few: what another interface has already is passed over.
-            let candidates = (0..).map_while(|round| u32::try_from(index + round * MAX_NETS).ok());
-            let mut candidates = candidates.map(|salt| MacAddr::for_domain(self.name.as_deref(), salt));
-            net.mac = candidates.find(|mac| !taken.contains(mac));
+            let Some(net) = self.nets.get_mut(index) else { continue };
+            let devid = net.devid.or_else(|| (0..=net::MAX_DEVID).find(|devid| !devids.contains(devid)));
+            net.devid = devid;
+            if net.mac.is_none() {
+                // 24 bits are few: what another interface has already is passed over.
+                let salts = (0..).map_while(|round: u32| {
+                    round.checked_mul(net::MAX_DEVID + 1)?.checked_add(devid.unwrap_or(0))
+                });
+                let mut macs = salts.map(|salt| MacAddr::for_domain(self.name.as_deref(), salt));
+                net.mac = macs.find(|mac| !taken.contains(mac));
+            }
         }
     }
 }
@@ -197,7 +206,7 @@ mod tests {
     #[test]
     fn contradictions_are_found() {
         type Change = fn(&mut DomainConfig);
-        let table: [(Change, &str); 10] = [
+        let table: [(Change, &str); 13] = [
             (|c| c.vcpus = 0, "--vcpus 0: a guest has 1 to 512 vCPUs"),
             (|c| c.vcpus = 513, "--vcpus 513: a guest has 1 to 512 vCPUs"),
             (
@@ -223,7 +232,22 @@ mod tests {
             ),
             (
                 |c| c.nets[0].mac = c.nets[1].mac,
-                "--net br1: two interfaces have the address 00:16:3e:00:00:01; give one of them another mac",
+                "--net bridge=br1,mac=00:16:3e:00:00:01: two interfaces have the address 00:16:3e:00:00:01; give one of them \
+                 another mac",
+            ),
+            (
+                |c| c.nets.iter_mut().for_each(|net| net.devid = Some(3)),
+                "--net bridge=br1,mac=00:16:3e:00:00:01,devid=3: two interfaces have the number 3; give one of them another \
+                 devid",
+            ),
+            (
+                |c| c.nets.iter_mut().for_each(|net| net.vifname = Some("web".into())),
+                "--net bridge=br1,mac=00:16:3e:00:00:01,vifname=web: two interfaces are called web; give one of them another \
+                 vifname",
+            ),
+            (
+                |c| c.nets[0].fds = vec![7],
+                "--net bridge=xenbr0,fd=7: fd= takes a tap as its caller has set it up; leave out bridge=",
             ),
             (|c| c.name = Some(String::new()), "--name : a name has 1 to 64 characters"),
         ];
@@ -245,8 +269,8 @@ mod tests {
     #[test]
     fn a_named_domain_keeps_its_addresses() {
         let (mut first, mut second) = (sample(), sample());
-        first.assign_macs();
-        second.assign_macs();
+        first.assign_nets();
+        second.assign_nets();
         assert_eq!(first, second);
         assert_eq!(first.nets[0].mac, Some(MacAddr::for_domain(Some("web"), 0)));
         assert_eq!(first.nets[1].mac, Some("00:16:3e:00:00:01".parse().unwrap()));
@@ -256,7 +280,7 @@ mod tests {
     fn no_two_interfaces_get_one_address() {
         let mut config = sample();
         config.nets[1].mac = Some(MacAddr::for_domain(Some("web"), 0));
-        config.assign_macs();
+        config.assign_nets();
         assert_ne!(config.nets[0].mac, config.nets[1].mac);
         assert!(config.nets[0].mac.is_some());
     }

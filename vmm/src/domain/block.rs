@@ -9,11 +9,12 @@ use devices::xen::xenbus::DeviceId;
 use serde_json::{Value, json};
 
 use super::Registry;
+use super::change::Plan;
 use super::disks::{self, LimitGroups};
 use super::hotplug::{Arrival, Departure, Describe, Hotplug, Open, Opened, no_such_device};
 use super::life_cycle::open_images;
 use super::preflight::prepare_disk;
-use crate::api::{BlockAttach, BlockDetach, CdInsert, DeviceChange, Reply};
+use crate::api::{BlockAttach, BlockDetach, CdInsert};
 use crate::config::{DiskConfig, DiskSource, DiskSpec, DomainConfig, Problem, Vdev};
 use crate::exit::{ExitStatus, Failure};
 
@@ -23,39 +24,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// order. Without that, Linux waits for answers from a ring that nobody serves.
 const FORCE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Does what a request asks for, and answers it.
-pub(super) fn change(hotplug: &mut Hotplug, groups: &LimitGroups, change: DeviceChange, reply: Reply) {
-    let config = hotplug.config();
-    let planned = match change {
-        DeviceChange::BlockAttach(request) => attach(hotplug, groups, &config, request),
-        DeviceChange::BlockDetach(request) => detach(&config, &request),
-        DeviceChange::CdInsert(request) => insert(groups, &config, request),
-        DeviceChange::CdEject(request) => eject(&config, &request),
-    };
-    match planned {
-        Ok(Plan::Attach(arrival, before)) => hotplug.attach(arrival, before, reply),
-        Ok(Plan::Detach(departure)) => hotplug.detach(departure, reply),
-        Ok(Plan::Describe(describe)) => hotplug.describe(describe, reply),
-        Err(failure) => reply.send(Err(failure)),
-    }
-}
-
-/// What a request comes to.
-enum Plan {
-    /// A device comes, perhaps in the place of another.
-    Attach(Arrival, Option<Departure>),
-    Detach(Departure),
-    /// No device comes or goes: the drive is empty.
-    Describe(Describe),
-}
-
 /// The device of the disk of this name.
 fn device_id(vdev: Vdev) -> DeviceId {
     DeviceId { class: "vbd", index: vdev.virtual_device() }
 }
 
 /// A disk without a name gets the first one that is free, as with `--disk`.
-fn attach(
+pub(super) fn attach(
     hotplug: &Hotplug,
     groups: &LimitGroups,
     config: &DomainConfig,
@@ -123,7 +98,7 @@ fn find<'a>(config: &'a DomainConfig, name: &str) -> Result<&'a DiskConfig, Fail
     config.disks.iter().find(|disk| disk.vdev == vdev).ok_or_else(|| no_such_device(name))
 }
 
-fn detach(config: &DomainConfig, request: &BlockDetach) -> Result<Plan, Failure> {
+pub(super) fn detach(config: &DomainConfig, request: &BlockDetach) -> Result<Plan, Failure> {
     let disk = find(config, &request.vdev)?;
     let vdev = disk.vdev;
     let describe = Box::new(move |config: &mut DomainConfig| config.disks.retain(|disk| disk.vdev != vdev));
@@ -140,14 +115,18 @@ fn departure(vdev: Vdev, force: bool, timeout: Option<Duration>, describe: Descr
 
 /// A new medium comes as a new disk, in place of the one before: blkfront cannot change the medium of a disk,
 /// and keeps what it has cached of it.
-fn insert(groups: &LimitGroups, config: &DomainConfig, request: CdInsert) -> Result<Plan, Failure> {
+pub(super) fn insert(
+    groups: &LimitGroups,
+    config: &DomainConfig,
+    request: CdInsert,
+) -> Result<Plan, Failure> {
     let drive = cdrom(config, &request.vdev)?;
     let medium = DiskConfig { source: DiskSource::Path(request.file), ..drive.clone() };
     let before = drive.has_medium().then(|| ejection(drive.vdev, request.force, request.timeout));
     Ok(Plan::Attach(arrival(groups, config, medium, request.directory, Value::Null), before))
 }
 
-fn eject(config: &DomainConfig, request: &BlockDetach) -> Result<Plan, Failure> {
+pub(super) fn eject(config: &DomainConfig, request: &BlockDetach) -> Result<Plan, Failure> {
     let drive = cdrom(config, &request.vdev)?;
     if !drive.has_medium() {
         return Ok(Plan::Describe(Box::new(|_| {})));
@@ -183,6 +162,8 @@ mod tests {
     use blkback::DiskImage;
 
     use super::*;
+    use crate::api::DeviceChange;
+    use crate::domain::change::change;
     use crate::domain::testing::{Side, TestDomain};
 
     /// A domain whose disks are files of 4 KiB in its images folder.

@@ -7,11 +7,13 @@
 
 use std::cell::RefCell;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
+use devices::xen::DomId;
 use devices::xen::xenbus::{BackendDevice, DeviceId, Overdue, Removed};
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use serde_json::Value;
@@ -187,6 +189,12 @@ impl Hotplug {
     /// What the domain is made of now.
     pub(super) fn config(&self) -> DomainConfig {
         self.folder.borrow().config().clone()
+    }
+
+    /// The id of the domain, and its state folder.
+    pub(super) fn domain(&self) -> (DomId, PathBuf) {
+        let folder = self.folder.borrow();
+        (folder.domid(), folder.path())
     }
 
     /// Whether the guest has the device, or it is on its way in or out.

@@ -17,31 +17,27 @@ use devices::xen::grant_table::{RESERVED_CONSOLE, RESERVED_XENSTORE};
 use devices::xen::xenbus::DomainHandle;
 use devices::xen::{DomId, Gfn};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use netback::{MacAddr, NetDevice, VifConfig};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::block;
 use super::control::{Control, Ending, Requests, Signals};
 use super::disks::{self, LimitGroups};
 use super::hotplug::Hotplug;
 use super::store_service::StoreService;
-use super::{DomainDir, Registry, preflight};
+use super::{DomainDir, Registry, change, preflight, vif};
 use crate::api::{ApiHandler, ApiServer, DeviceChange, Reply, Shutdown};
 use crate::boot::{Initrd, Kernel, LoadRequest, MemmapEntry};
-use crate::config::{DomainConfig, NetConfig, OnReboot};
+use crate::config::{DomainConfig, OnReboot};
 use crate::console::Console;
 use crate::exit::{ExitStatus, Failure};
 use crate::hypercall::{DomainFacts, HvmParams, Hypercalls, StopReason};
 use crate::machine::{self, ACPI_ADDRESS, Host, Machine, MachineConfig, SPECIAL_GFN};
-use crate::{network, storage};
+use crate::storage;
 
 /// Pages of the special area: the places that QEMU gives them too.
 const CONSOLE_PAGE: usize = 0;
 const XENSTORE_PAGE: usize = 1;
 /// Lines of the console that a crash shows.
 const CRASH_LINES: usize = 60;
-/// Queue pairs, and threads, of a network interface.
-const NIC_QUEUES: usize = 1;
 /// How long the end of a domain waits for I/O in flight. A disk that does not answer must not keep it.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -71,8 +67,9 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
         };
         let domain = Domain::start(&config, &folder, prepared, images, &signals)?;
         let (ending, last_lines) = domain.run();
-        // As it is now: disks may have come and gone.
+        // As it is now: devices may have come and gone.
         config.disks.clone_from(&folder.borrow().config().disks);
+        config.nets.clone_from(&folder.borrow().config().nets);
         match ending {
             Ending::Guest(StopReason::PowerOff) => return Ok(ExitStatus::Success),
             Ending::Guest(StopReason::Reboot | StopReason::SoftReset)
@@ -169,7 +166,7 @@ impl Domain {
         };
         let domid = folder.domid();
         // Taps first: the most likely to be refused of what is left.
-        let nics = make_nics(config, domid)?;
+        let nics = vif::make_all(config, domid, &folder.path())?;
         let shape = MachineConfig { memory: config.memory, vcpus: config.vcpus, domid };
         let machine = Machine::new(&prepared.host, shape)?;
         let events = Arc::new(EventChannels::new(
@@ -354,21 +351,6 @@ fn give_back_freed_memory() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Makes the taps, named vifD.N unless told otherwise; they are gone when the devices are dropped.
-fn make_nics(config: &DomainConfig, domid: DomId) -> Result<Vec<NetDevice>, Failure> {
-    let make = |(index, net): (u32, &NetConfig)| {
-        let mac = net.mac.unwrap_or_else(|| MacAddr::for_domain(config.name.as_deref(), index));
-        let vifname = net.vifname.clone().unwrap_or_else(|| network::vif_name(domid.0, index));
-        let mtu = net.mtu.map_or_else(|| network::bridge_mtu(&net.bridge), Ok)?;
-        let tap = network::create_tap(&vifname, &net.bridge, mtu, NIC_QUEUES)?;
-        Ok(NetDevice::new(
-            VifConfig { index, mac, vifname, bridge: net.bridge.clone(), mtu, rate: None },
-            tap,
-        ))
-    };
-    (0u32..).zip(&config.nets).map(make).collect()
-}
-
 /// A uuid that stays the same for a named domain.
 fn uuid(name: &str, _domid: DomId) -> uuid::Uuid {
     uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, format!("xvmm:{name}").as_bytes())
@@ -477,6 +459,6 @@ impl ApiHandler for Handler {
     }
 
     fn change_devices(&mut self, change: DeviceChange, reply: Reply) {
-        block::change(&mut self.hotplug.borrow_mut(), &self.groups, change, reply);
+        change::change(&mut self.hotplug.borrow_mut(), &self.groups, change, reply);
     }
 }

@@ -1,6 +1,7 @@
 //! Domains of this host: ids, names, state folders, and what must hold before one is made.
 
 mod block;
+mod change;
 mod control;
 mod disks;
 mod error;
@@ -12,6 +13,7 @@ mod state_dir;
 mod store_service;
 #[cfg(test)]
 mod testing;
+mod vif;
 
 pub use disks::{LimitGroups, StorageError, open_storage, shown};
 pub use error::DomainError;

@@ -130,7 +130,7 @@ pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
         images.push((id, path, access));
     }
     for net in &config.nets {
-        network::check_bridge(&net.bridge)?;
+        network::check(net)?;
     }
     if let Some(name) = &config.name
         && let Some(registry) = Registry::open_existing(&config.run_dir).map_err(PreflightError::Domain)?
@@ -138,7 +138,7 @@ pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
         // Asked again under the lock when the domain is made; here it costs no unpacking of a kernel.
         registry.check_name_free(name).map_err(PreflightError::Domain)?;
     }
-    config.assign_macs();
+    config.assign_nets();
     Ok(())
 }
 

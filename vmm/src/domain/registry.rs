@@ -17,7 +17,8 @@ use devices::xen::types::DomId;
 use super::state_dir::{API_SOCKET, CONFIG, CONSOLE_SOCKET, DomainDir, PID, XENSTORED_SOCKET, remove};
 use super::{DomainError, LAST_DOMID};
 use crate::config::values::AUTOMATIC_NAME;
-use crate::config::{DiskConfig, DiskSource, DomainConfig};
+use crate::config::{DiskConfig, DiskSource, DomainConfig, NetConfig};
+use crate::network;
 
 /// Bytes of a socket's path, `sizeof(sun_path)` less the zero at its end.
 const SOCKET_PATH_MAX: usize = 107;
@@ -230,24 +231,28 @@ impl Locked<'_> {
     /// The running domains in the order of their ids, after removing what dead processes left.
     fn domains(&self) -> Result<Vec<DomainEntry>, DomainError> {
         let mut domains = Vec::new();
+        let mut left_rules = false;
         for domid in self.folders()? {
             let path = self.registry.folder(domid);
             match alive(&path) {
                 Ok(Some(pid_file)) => domains.push(self.entry(domid, pid_file, path)),
                 Ok(None) => {
                     tracing::debug!(%domid, "removing the state folder of a dead process");
+                    left_rules |=
+                        config_of(&path).is_ok_and(|config| config.nets.iter().any(NetConfig::has_rules));
                     remove(&path).map_err(DomainError::state(path))?;
                 }
                 Err(source) => return Err(DomainError::State { path, source }),
             }
         }
+        if left_rules && let Err(error) = network::clean_up() {
+            tracing::warn!("{error}");
+        }
         Ok(domains)
     }
 
     fn entry(&self, domid: DomId, pid_file: File, path: PathBuf) -> DomainEntry {
-        let json = fs::read(path.join(CONFIG)).map_err(|e| e.to_string());
-        let config = json.and_then(|json| serde_json::from_slice(&json).map_err(|e| e.to_string()));
-        let config: DomainConfig = config.unwrap_or_else(|error| {
+        let config = config_of(&path).unwrap_or_else(|error| {
             tracing::warn!("{}: {error}", path.join(CONFIG).display());
             DomainConfig::default()
         });
@@ -302,6 +307,12 @@ impl Locked<'_> {
         }
         Err(DomainError::NoFreeId)
     }
+}
+
+/// The description in a state folder.
+fn config_of(folder: &Path) -> Result<DomainConfig, String> {
+    let json = fs::read(folder.join(CONFIG)).map_err(|e| e.to_string())?;
+    serde_json::from_slice(&json).map_err(|e| e.to_string())
 }
 
 /// The name of a folder that is being removed; see [`remove`].

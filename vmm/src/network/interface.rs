@@ -2,7 +2,8 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 
 use netback::MacAddr;
@@ -72,6 +73,19 @@ impl Interfaces {
         unsafe { self.ioctl(libc::SIOCSIFHWADDR, &mut request) }
     }
 
+    /// The first IPv4 address.
+    pub(super) fn address(&self, name: &str) -> io::Result<Ipv4Addr> {
+        let mut request = request(name)?;
+        // This one is for sockets of IPv4 alone.
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        // SAFETY: the kernel writes a sockaddr into the ifreq.
+        unsafe { ioctl(socket.as_raw_fd(), libc::SIOCGIFADDR, &mut request) }?;
+        // SAFETY: the kernel filled in this member. struct sockaddr_in: family u16 @0, port u16 @2, address @4.
+        let data = unsafe { request.ifr_ifru.ifru_addr }.sa_data;
+        let [_, _, a, b, c, d, ..] = data.map(|byte| u8::from_ne_bytes(byte.to_ne_bytes()));
+        Ok(Ipv4Addr::new(a, b, c, d))
+    }
+
     /// As `ip link set NAME up`; other flags stay.
     pub(super) fn set_up(&self, name: &str) -> io::Result<()> {
         let mut request = request(name)?;
@@ -100,9 +114,16 @@ impl Interfaces {
     /// does with it.
     unsafe fn ioctl(&self, code: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
         // SAFETY: as the caller promises.
-        let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), code, std::ptr::from_mut(request)) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        unsafe { ioctl(self.socket.as_raw_fd(), code, request) }
     }
+}
+
+/// # Safety
+/// As for [`Interfaces::ioctl`].
+unsafe fn ioctl(socket: RawFd, code: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+    // SAFETY: as the caller promises.
+    let result = unsafe { libc::ioctl(socket, code, std::ptr::from_mut(request)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A request about `name`.
