@@ -77,8 +77,10 @@ fn main() {
     let mut small = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
     small.resize(64, 7);
     let small = Load { name: "packets of 64 bytes", frame: small, gso: None, waiting: 4000 };
-    println!("| load | bare loop | netback | of the loop | without io_uring | of the loop |");
-    println!("|---|---:|---:|---:|---:|---:|");
+    println!(
+        "| load | bare loop | the same in pages | netback | of the loop | of it in pages | without io_uring |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|---:|");
     for load in [&large, &small] {
         for to_host in [true, false] {
             if words
@@ -87,11 +89,12 @@ fn main() {
             {
                 continue;
             }
-            let mut runs: [Vec<Run>; 3] = Default::default();
+            let mut runs: [Vec<Run>; 4] = Default::default();
             for _ in 0..rounds {
-                runs[0].push(bare(load, to_host));
-                runs[1].push(rings(load, to_host, true));
-                runs[2].push(rings(load, to_host, false));
+                runs[0].push(bare(load, to_host, false));
+                runs[1].push(bare(load, to_host, true));
+                runs[2].push(rings(load, to_host, true));
+                runs[3].push(rings(load, to_host, false));
             }
             report(load, to_host, &runs);
         }
@@ -109,35 +112,32 @@ fn direction(to_host: bool) -> &'static str {
     if to_host { "guest to host" } else { "host to guest" }
 }
 
-fn report(load: &Load, to_host: bool, runs: &[Vec<Run>; 3]) {
+fn report(load: &Load, to_host: bool, runs: &[Vec<Run>; 4]) {
     let median = |which: usize, of: fn(&Run) -> f64| {
         let mut values: Vec<f64> = runs[which].iter().map(of).collect();
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
     };
-    let [bare, ring, calls] = [0, 1, 2].map(|which| median(which, |run| run.rate));
     let (unit, factor) = match load.gso {
         Some(_) => ("MiB/s", load.frame.len() as f64 / f64::from(1 << 20)),
         None => ("packets/s", 1.0),
     };
+    let [bare, pages, ring, calls] = [0, 1, 2, 3].map(|which| median(which, |run| run.rate) * factor);
     println!(
-        "| {}, {}, {unit} | {:.0} | {:.0} | {:.2} | {:.0} | {:.2} |",
+        "| {}, {}, {unit} | {bare:.0} | {pages:.0} | {ring:.0} | {:.2} | {:.2} | {calls:.0} |",
         load.name,
         direction(to_host),
-        bare * factor,
-        ring * factor,
         ring / bare,
-        calls * factor,
-        calls / bare
+        ring / pages
     );
-    let [bare, ring, calls] = [0, 1, 2].map(|which| median(which, |run| run.cpu));
+    let [bare, pages, ring, calls] = [0, 1, 2, 3].map(|which| median(which, |run| run.cpu));
     println!(
-        "| CPU time per packet, µs | {bare:.2} | {ring:.2} | {:.2} | {calls:.2} | {:.2} |",
+        "| CPU time per packet, µs | {bare:.2} | {pages:.2} | {ring:.2} | {:.2} | {:.2} | {calls:.2} |",
         ring / bare,
-        calls / bare
+        ring / pages
     );
-    let [ring, calls] = [1, 2].map(|which| median(which, |run| run.calls));
-    println!("| system calls per packet | 1 | {ring:.3} | | {calls:.3} | |");
+    let [ring, calls] = [2, 3].map(|which| median(which, |run| run.calls));
+    println!("| system calls per packet | 1 | 1 | {ring:.3} | | | {calls:.3} |");
 }
 
 fn tap(name: &str) -> (Tap, HostSide) {
@@ -158,37 +158,66 @@ fn fill(host: &HostSide, load: &Load, count: usize) {
     }
 }
 
-/// Packets behind their headers, each of which begins with a page, as those of a guest do.
+/// Packets behind their headers: each in one piece that begins with a page, or in pages in no order, as a guest's.
 struct Memory {
-    bytes: Vec<u8>,
-    first: usize,
-    stride: usize,
-    count: usize,
-    len: usize,
+    _bytes: Vec<u8>,
+    packets: Vec<Vec<libc::iovec>>,
 }
 
+// SAFETY: the vectors name the bytes, which go with them.
+unsafe impl Send for Memory {}
+
 impl Memory {
-    fn new(frame: &[u8], count: usize) -> Self {
-        let stride = frame.len().next_multiple_of(PAGE) + PAGE;
-        let bytes = vec![0; stride * (count + 2)];
-        let first = bytes.as_ptr().align_offset(PAGE) + PAGE - VNET_HDR;
-        let mut memory = Self { bytes, first, stride, count, len: frame.len() };
-        (0..count).for_each(|number| memory.buffer(number).copy_from_slice(frame));
-        memory
+    fn new(frame: &[u8], count: usize, in_pages: bool) -> Self {
+        let each = frame.len().div_ceil(PAGE) + 1;
+        let mut bytes = vec![0; (each * count + 2) * PAGE];
+        let base = bytes.as_mut_ptr();
+        let first = base.align_offset(PAGE);
+        let mut order: Vec<u64> = (0..(each * count) as u64).collect();
+        if in_pages {
+            shuffle(&mut order);
+        }
+        let page = |number: u64| base.wrapping_add(first + number as usize * PAGE);
+        let vector = |at: *mut u8, part: &[u8]| {
+            // SAFETY: the parts of a packet are inside of its pages.
+            unsafe { at.copy_from(part.as_ptr(), part.len()) };
+            libc::iovec { iov_base: at.cast(), iov_len: part.len() }
+        };
+        let packets = order.chunks(each).map(|pages| {
+            let (header, data) = frame.split_at(VNET_HDR);
+            if in_pages {
+                let parts = data.chunks(PAGE).zip(&pages[1..]).map(|(part, to)| vector(page(*to), part));
+                [vector(page(pages[0]), header)].into_iter().chain(parts).collect()
+            } else {
+                vec![vector(page(pages[1]).wrapping_sub(VNET_HDR), frame)]
+            }
+        });
+        let packets = packets.collect();
+        Self { _bytes: bytes, packets }
     }
 
-    fn buffer(&mut self, number: usize) -> &mut [u8] {
-        let start = self.first + number % self.count * self.stride;
-        &mut self.bytes[start..start + self.len]
+    /// One packet, by one system call; its bytes.
+    fn pass(&self, fd: libc::c_int, number: usize, to_host: bool) -> isize {
+        let packet = &self.packets[number % self.packets.len()];
+        match (&packet[..], to_host) {
+            // SAFETY: the vector names memory of ours.
+            ([one], true) => unsafe { libc::write(fd, one.iov_base, one.iov_len) },
+            // SAFETY: as above.
+            ([one], false) => unsafe { libc::read(fd, one.iov_base, one.iov_len) },
+            // SAFETY: as above.
+            (list, true) => unsafe { libc::writev(fd, list.as_ptr(), list.len() as i32) },
+            // SAFETY: as above.
+            (list, false) => unsafe { libc::readv(fd, list.as_ptr(), list.len() as i32) },
+        }
     }
 }
 
 /// The loop has a thread of its own, as netback has, and as many packets as the ring.
-fn bare(load: &Load, to_host: bool) -> Run {
+fn bare(load: &Load, to_host: bool, in_pages: bool) -> Run {
     let (tap, host) = tap("bare");
     host.notice_carrier();
     let frame = load.with_header();
-    let mut memory = Memory::new(&frame, 256 / slots(load));
+    let memory = Memory::new(&frame, 256 / slots(load), in_pages);
     let (order, orders) = mpsc::channel::<()>();
     let (result, results) = mpsc::channel();
     let waiting = load.waiting;
@@ -198,15 +227,8 @@ fn bare(load: &Load, to_host: bool) -> Run {
         while orders.recv().is_ok() {
             let (begun, cpu_begun) = (Instant::now(), thread_cpu());
             for number in 0..waiting {
-                let buffer = memory.buffer(number);
-                let done = if to_host {
-                    // SAFETY: the buffer is valid for its length.
-                    unsafe { libc::write(fd, buffer.as_ptr().cast(), buffer.len()) }
-                } else {
-                    // SAFETY: as above.
-                    unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) }
-                };
-                assert_eq!(done, buffer.len() as isize, "{}", io::Error::last_os_error());
+                let done = memory.pass(fd, number, to_host);
+                assert_eq!(done, frame.len() as isize, "{}", io::Error::last_os_error());
             }
             result.send((begun.elapsed(), thread_cpu() - cpu_begun)).unwrap();
         }

@@ -19,6 +19,8 @@ mod device;
 mod engine;
 #[cfg(test)]
 mod feature_tests;
+#[cfg(test)]
+mod flow_tests;
 pub mod hash;
 mod headers;
 mod mac;

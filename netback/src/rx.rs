@@ -12,6 +12,8 @@
 //!   pages of its own. Small frames, which are all but always all, are copied from there into one slot each. Of a large
 //!   one the rest is where it belongs, as extra infos may fill any number of slots after the first.
 
+mod accept;
+mod deliver;
 mod handover;
 
 use std::collections::VecDeque;
@@ -22,15 +24,11 @@ use devices::xen::grant_table::{Access, PinnedPage};
 use devices::xen::shared_ring::{BackRing, RingError};
 
 use crate::engine::{Engine, IoVec, Op};
-use crate::headers::{Checksum, HEADER_MAX, Headers, IpVersion};
-use crate::protocol::{
-    ETH_HLEN, GsoKind, MAX_SLOTS, RX_ENTRY, RXF_CSUM_BLANK, RXF_DATA_VALIDATED, RXF_EXTRA_INFO,
-    RXF_MORE_DATA, RxExtras, RxRequest, RxResponse, TxStatus,
-};
+use crate::protocol::{ETH_HLEN, MAX_SLOTS, RX_ENTRY, RxExtras, RxRequest, RxResponse, TxStatus};
 use crate::queue::{Features, Link, count};
 use crate::stall::Stall;
-use crate::steering::{Mailbox, Verdict, View};
-use crate::tap::{PartialCsum, VNET_HDR, VnetHeader};
+use crate::steering::{Mailbox, View};
+use crate::tap::VNET_HDR;
 
 /// Bytes of the largest frame: 65,535 of IP packet behind an Ethernet header with two tags.
 const LARGEST: usize = 65_535 + ETH_HLEN + 8;
@@ -415,228 +413,6 @@ impl Rx {
     fn refuse(&mut self, id: u16) {
         let response = RxResponse { id, offset: 0, flags: 0, status: TxStatus::Error as i16 };
         self.ring.push_response(&response.emit());
-    }
-
-    /// Hands a frame to the guest, of which `got` bytes with its header were read. Since the reads were started, `used`
-    /// pages were used up. False: the guest cannot take it.
-    fn deliver(&mut self, link: &Link, read: &mut Read, got: usize, used: usize) -> bool {
-        let Some(len) = got.checked_sub(VNET_HDR) else { return false };
-        let Some(header) = VnetHeader::parse(&read.header) else {
-            link.requests.ask_for_small_frames();
-            return false;
-        };
-        self.large = len > HEAD;
-        if len < ETH_HLEN || len > read.room {
-            // No more of these are lost.
-            self.oversized |= len > HEAD && header.gso.is_none();
-            return false;
-        }
-        let from = read.window.saturating_sub(used);
-        let hash = match self.judge(link, read, from, len) {
-            Verdict::Here(hash) => hash,
-            Verdict::There(queue, hash) => {
-                let Some(mut frame) = self.accept(link, read, &header, len) else { return false };
-                frame.extras.hash = hash;
-                return self.hand_over(link, read, from, frame, queue);
-            }
-            Verdict::Drop => {
-                count(&link.counters.rx_filtered, 1);
-                return true;
-            }
-        };
-        let Some(mut frame) = self.accept(link, read, &header, len) else { return false };
-        frame.extras.hash = hash;
-        let gap = from.saturating_sub(1);
-        let first = if self.layout.by_head { HEAD } else { self.layout.page() };
-        if len <= first {
-            self.deliver_small(link, read, &frame)
-        } else {
-            self.deliver_large(link, read, &frame, first, gap)
-        }
-    }
-
-    /// A frame of one slot.
-    fn deliver_small(&mut self, link: &Link, read: &Read, frame: &Frame) -> bool {
-        if self.layout.by_head {
-            let Some(bytes) = read.head.get(..frame.len) else { return false };
-            self.copy_to_first(link, bytes);
-            count(&link.counters.rx_copied, 1);
-        } else {
-            count(&link.counters.rx_straight, 1);
-        }
-        let extras = if frame.extras.count() > 0 { RXF_EXTRA_INFO } else { 0 };
-        self.respond(link, frame.len, frame.flags | extras);
-        self.respond_extras(link, frame.extras.emit(0));
-        self.count_frame(link, frame.len);
-        true
-    }
-
-    /// A frame of which `first` bytes are in the first slot's page, or in the head, and the others behind `gap` slots.
-    fn deliver_large(&mut self, link: &Link, read: &Read, frame: &Frame, first: usize, gap: usize) -> bool {
-        let filled = frame.extras.count() > 0;
-        // Few slots hold a part of the first bytes, if there is no extra info that may be in them.
-        let fillers = if filled { 0 } else { gap };
-        let rest = first.saturating_sub(fillers * FILLER);
-        let tail = (frame.len - first).div_ceil(self.layout.page());
-        if 1 + fillers + tail > MAX_SLOTS || rest < ETH_HLEN || gap < frame.extras.count() {
-            self.oversized |= !filled;
-            return false;
-        }
-        if self.layout.by_head {
-            let Some(bytes) = read.head.get(..rest) else { return false };
-            self.copy_to_first(link, bytes);
-        }
-        for filler in 0..fillers {
-            self.fill(link, read, rest + filler * FILLER, 1 + filler);
-        }
-        let extras = if filled { RXF_EXTRA_INFO } else { 0 };
-        self.respond(link, rest, frame.flags | extras | RXF_MORE_DATA);
-        self.respond_extras(link, frame.extras.emit(gap));
-        for _ in 0..fillers {
-            self.respond(link, FILLER, RXF_MORE_DATA);
-        }
-        let mut left = frame.len - first;
-        while left > 0 {
-            let part = left.min(self.layout.page());
-            left -= part;
-            self.respond(link, part, if left > 0 { RXF_MORE_DATA } else { 0 });
-        }
-        count(&link.counters.rx_straight, 1);
-        self.count_frame(link, frame.len);
-        true
-    }
-
-    fn count_frame(&self, link: &Link, len: usize) {
-        count(&link.counters.rx_packets, 1);
-        count(&link.counters.rx_bytes, len as u64);
-    }
-
-    fn copy_to_first(&self, link: &Link, bytes: &[u8]) {
-        if let Some(posted) = self.posted.front()
-            && let Some(to) = link.grants.slice(&posted.page, self.layout.headroom, bytes.len())
-        {
-            to.copy_from(bytes);
-            count(&link.counters.rx_copied_bytes, bytes.len() as u64);
-        }
-    }
-
-    /// Copies [`FILLER`] of the first bytes, from `at` on, to the page of a slot.
-    fn fill(&self, link: &Link, read: &Read, at: usize, slot: usize) {
-        let mut bytes = [0; FILLER];
-        if self.layout.by_head {
-            bytes.copy_from_slice(read.head.get(at..at + FILLER).unwrap_or(&[0; FILLER]));
-        } else if let Some(posted) = self.posted.front()
-            && let Some(from) = link.grants.slice(&posted.page, self.layout.headroom + at, FILLER)
-        {
-            from.copy_to(&mut bytes);
-        }
-        if let Some(posted) = self.posted.get(slot)
-            && let Some(to) = link.grants.slice(&posted.page, self.layout.headroom, FILLER)
-        {
-            to.copy_from(&bytes);
-            count(&link.counters.rx_copied_bytes, FILLER as u64);
-        }
-    }
-
-    /// Gives the next page back and answers its request.
-    fn respond(&mut self, link: &Link, len: usize, flags: u16) {
-        let Some(Posted { id, page }) = self.posted.pop_front() else { return };
-        link.grants.unpin(page);
-        let (offset, status) = (u16::try_from(self.layout.headroom), i16::try_from(len));
-        let response = RxResponse { id, offset: offset.unwrap_or(0), flags, status: status.unwrap_or(0) };
-        self.ring.push_response(&response.emit());
-    }
-
-    fn respond_extras(&mut self, link: &Link, extras: impl Iterator<Item = [u8; RX_ENTRY]>) {
-        for extra in extras {
-            let Some(posted) = self.posted.pop_front() else { return };
-            link.grants.unpin(posted.page);
-            self.ring.push_response(&extra);
-        }
-    }
-
-    /// Decides what the guest is told of a frame that was read, and fills in a checksum that it would not find.
-    fn accept(&self, link: &Link, read: &mut Read, header: &VnetHeader, len: usize) -> Option<Frame> {
-        let headroom = u16::try_from(self.layout.headroom).unwrap_or(0);
-        let extras = RxExtras { headroom, gso: header.gso, hash: None };
-        let Some(csum) = header.csum else {
-            let flags = if header.data_valid { RXF_DATA_VALIDATED } else { 0 };
-            // A large segment always has a blank checksum.
-            return header.gso.is_none().then_some(Frame { len, flags, extras });
-        };
-        // A frontend looks for the checksum itself. The copy of the headers may differ from what it will see
-        // only if the guest changes its own pages.
-        let found = self.headers(link, read, len).is_some_and(|headers| {
-            let at = PartialCsum { start: headers.l4, offset: headers.csum_offset() };
-            let able = match headers.ip {
-                IpVersion::V4 => self.features.csum4,
-                IpVersion::V6 => self.features.csum6,
-            };
-            // Frontends do not look behind VLAN tags.
-            able && at == csum && !headers.tagged
-        });
-        let gso_ok = match header.gso.map(|gso| gso.kind) {
-            None => true,
-            Some(GsoKind::TcpV4) => self.features.gso4 && found,
-            Some(GsoKind::TcpV6) => self.features.gso6 && found,
-        };
-        if !gso_ok {
-            // Sent again, it will come in segments.
-            link.requests.ask_for_small_frames();
-            return None;
-        }
-        let flags = if found {
-            RXF_CSUM_BLANK | RXF_DATA_VALIDATED
-        } else {
-            self.fill_in(link, read, csum, len)?;
-            RXF_DATA_VALIDATED
-        };
-        Some(Frame { len, flags, extras })
-    }
-
-    /// What the headers of a frame say.
-    fn headers(&self, link: &Link, read: &Read, len: usize) -> Option<Headers> {
-        if self.layout.by_head {
-            return Headers::parse(read.head.get(..len.min(HEADER_MAX))?, len).ok();
-        }
-        let mut head = [0; HEADER_MAX];
-        let head = head.get_mut(..len.min(HEADER_MAX))?;
-        link.grants.slice(&self.posted.front()?.page, self.layout.headroom, head.len())?.copy_to(head);
-        Headers::parse(head, len).ok()
-    }
-
-    /// Fills in a checksum. Not for frames to be segmented: theirs stays blank.
-    fn fill_in(&self, link: &Link, read: &mut Read, csum: PartialCsum, len: usize) -> Option<()> {
-        let start = usize::from(csum.start);
-        let at = start + usize::from(csum.offset);
-        if at + 2 > len {
-            return None;
-        }
-        let mut sum = Checksum::default();
-        if self.layout.by_head {
-            let frame = read.head.get_mut(..len)?;
-            sum.add(frame.get(start..)?);
-            frame.get_mut(at..at + 2)?.copy_from_slice(&sum.complement().to_be_bytes());
-            return Some(());
-        }
-        let size = self.layout.page();
-        let page = |piece: usize| {
-            let slot = if piece == 0 { 0 } else { self.layout.lead + piece - 1 };
-            self.posted.get(slot).map(|posted| &posted.page)
-        };
-        let mut bytes = [0u8; PAGE_SIZE];
-        for piece in 0..len.div_ceil(size) {
-            let first = start.saturating_sub(piece * size).min(size);
-            let end = (len - piece * size).min(size);
-            let part = bytes.get_mut(..end.saturating_sub(first))?;
-            link.grants.slice(page(piece)?, self.layout.headroom + first, part.len())?.copy_to(part);
-            sum.add(part);
-        }
-        for (byte, at) in sum.complement().to_be_bytes().iter().zip(at..) {
-            let offset = self.layout.headroom + at % size;
-            link.grants.slice(page(at / size)?, offset, 1)?.copy_from(std::slice::from_ref(byte));
-        }
-        Some(())
     }
 
     /// Shows the responses, and notes that there were some; true: the guest wants an event.

@@ -12,7 +12,7 @@ use crate::cases::{self, Case, HostKind};
 use crate::nested::{self, Host, Running};
 use crate::packages::Cache;
 use crate::storage::{self, Storage};
-use crate::{Result, fail, formats, images, kvm};
+use crate::{Result, fail, formats, images, kvm, network};
 
 /// Time in which L1 must be ready for its first test.
 const START_LIMIT: Duration = Duration::from_secs(600);
@@ -107,6 +107,7 @@ pub fn prepare() -> Result<ExitCode> {
     images::tools(&cache)?;
     formats::build(&cache)?;
     storage::build(&cache, "6.12")?;
+    network::build(&cache, "6.12")?;
     for (label, _) in images::GUEST_KERNELS {
         images::l1(&cache, label)?;
     }
@@ -294,6 +295,7 @@ struct Material {
     tools: PathBuf,
     formats: Option<PathBuf>,
     storage: Option<Storage>,
+    network: Option<PathBuf>,
     /// Label of the nested host's kernel.
     kernel: &'static str,
 }
@@ -308,10 +310,11 @@ impl Material {
         let needs = |kind| cases.iter().any(|case| case.test.host == kind);
         let kernel = if needs(HostKind::WithoutXen) { "6.1" } else { "6.12" };
         let storage = if needs(HostKind::Storage) { Some(storage::build(&cache, kernel)?) } else { None };
+        let network = if needs(HostKind::Network) { Some(network::build(&cache, kernel)?) } else { None };
         if place == Place::Nested {
             images::l1(&cache, kernel)?;
         }
-        Ok(Material { cache, tools, formats, storage, kernel })
+        Ok(Material { cache, tools, formats, storage, network, kernel })
     }
 }
 
@@ -379,7 +382,7 @@ impl Station {
             }
             Place::Nested => {
                 let script = "dmesg -n 1\n\
-                    [ ! -f /tests/storage ] || . /tests/storage\n\
+                    for part in storage network; do [ ! -f /tests/$part ] || . /tests/$part; done\n\
                     dmesg -c > /dev/null\nstty -echo\n\
                     export XVMM=/usr/bin/xvmm XVMM_MATERIAL=/tests XVMM_TOOLS=/tests/tools\n\
                     /tests/xvmm-tests inside\n";
@@ -393,6 +396,7 @@ impl Station {
                     host.archives.push(storage.archive.clone());
                     host.files.push(("/tests/fio".to_owned(), storage.fio.clone()));
                 }
+                host.archives.extend(material.network.clone());
                 material.kernel.clone_into(&mut host.kernel);
                 Side::Nested(host.start(&material.cache)?)
             }

@@ -124,6 +124,17 @@ impl Spec {
         self.with_archive(archive)
     }
 
+    /// Puts iperf3, ethtool and this program (`/bin/xvmm-tests`) into the guest.
+    pub fn with_network_tools(self) -> Result<Spec> {
+        let mut archive = Archive::default();
+        for path in ["/usr/bin/iperf3", "/sbin/ethtool"] {
+            let name = path.rsplit('/').next().unwrap_or(path);
+            images::program(&mut archive, &format!("/bin/{name}"), Path::new(path))?;
+        }
+        images::program(&mut archive, "/bin/xvmm-tests", &std::env::current_exe()?)?;
+        self.with_archive(archive)
+    }
+
     /// Adds an archive to the initrd.
     fn with_archive(mut self, archive: Archive) -> Result<Spec> {
         let Some(initrd) = &self.initrd else {

@@ -15,10 +15,7 @@ pub const GUEST_KERNELS: [(&str, &str); 2] =
 const GUEST_MODULES: [&str; 2] = ["xen-blkfront", "xen-netfront"];
 /// Modules that the guest's init does not load: a test does.
 const GUEST_EXTRA_MODULES: [&str; 3] = ["xen-evtchn", "xen-gntdev", "xen-gntalloc"];
-const L1_MODULES: [&str; 7] = ["kvm-amd", "tun", "bridge", "loop", "nf_tables", "nft_chain_nat", "nft_masq"];
-/// Packages with libraries of `nft` that Debian's base system lacks.
-const NFT_LIBRARIES: [&str; 8] =
-    ["libnftables1", "libnftnl11", "libmnl0", "libjansson4", "libxtables12", "libedit2", "libbsd0", "libmd0"];
+const L1_MODULES: [&str; 4] = ["kvm-amd", "tun", "bridge", "loop"];
 
 /// Package, file in it, file in the folder of tools.
 const TOOLS: [(&str, &str, &str); 6] = [
@@ -80,18 +77,12 @@ pub fn kernel(cache: &Cache, label: &str) -> Result<Kernel> {
 pub fn l1(cache: &Cache, label: &str) -> Result<PathBuf> {
     let kernel = kernel(cache, label)?;
     let folder = cache.path("l1").join(label);
-    let recipe = format!("{} {L1_MODULES:?} {NFT_LIBRARIES:?}\n{L1_INIT}", kernel.release);
+    let recipe = format!("{} {L1_MODULES:?}\n{L1_INIT}", kernel.release);
     build_once(&folder, &recipe, || {
         eprintln!("building the nested host's initramfs, Linux {}", kernel.release);
         fs::copy(&kernel.image, folder.join("vmlinuz"))?;
         let mut archive = base(cache, L1_INIT)?;
         modules(&mut archive, ORDER, &kernel, &L1_MODULES, &[])?;
-        let mut libraries = Vec::new();
-        for package in NFT_LIBRARIES {
-            libraries.extend(cache.libraries(package)?);
-        }
-        let nft = cache.package("nftables")?.join("usr/sbin/nft");
-        crate::storage::program(&mut archive, "/usr/sbin/nft", &nft, &libraries)?;
         fs::write(folder.join("base"), archive.finish())?;
         Ok(())
     })?;
@@ -135,6 +126,25 @@ pub fn program(archive: &mut Archive, path: &str, program: &Path) -> Result<()> 
             archive.copy(library, Path::new(library))?;
         }
     }
+    Ok(())
+}
+
+/// Adds a program; its libraries come from `folders` or from this machine, and go where the loader looks for them.
+pub fn linked_program(archive: &mut Archive, path: &str, program: &Path, folders: &[PathBuf]) -> Result<()> {
+    let places: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    let mut list = Command::new(LOADER);
+    list.arg("--list").arg(program).env("LD_LIBRARY_PATH", places.join(":"));
+    for line in run(&mut list)?.lines() {
+        let mut words = line.split_whitespace();
+        if let (Some(name), Some("=>"), Some(file)) = (words.next(), words.next(), words.next()) {
+            archive.copy_once(&format!("/lib/x86_64-linux-gnu/{name}"), Path::new(file))?;
+        }
+    }
+    archive.copy_once(LOADER, Path::new(LOADER))?;
+    let stripped = std::env::temp_dir().join(format!("xvmm-tests-{}.stripped", std::process::id()));
+    run(Command::new("strip").arg("-o").arg(&stripped).arg(program))?;
+    archive.file(path, 0o755, &fs::read(&stripped)?);
+    fs::remove_file(stripped)?;
     Ok(())
 }
 

@@ -17,6 +17,7 @@ mod guest;
 mod images;
 mod kvm;
 mod nested;
+mod network;
 mod packages;
 mod records;
 mod runner;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         "bench-disk" => bench::disk(rest),
         "bench-net" => bench::net(rest),
         "records" => records::load(rest),
+        "xdp" => cases::network::xdp::load(rest),
         "reach" => cases::isolation::reach(rest),
         _ => Err(USAGE.into()),
     };

@@ -96,7 +96,7 @@ pub fn build(cache: &Cache, label: &str) -> Result<Storage> {
         }
         for (package, from, to) in PROGRAMS {
             let from = cache.package(package)?.join(from);
-            program(&mut archive, to, &from, &libraries)?;
+            images::linked_program(&mut archive, to, &from, &libraries)?;
         }
         archive.directory("/etc/iscsi/nodes");
         archive.directory("/etc/iscsi/send_targets");
@@ -109,25 +109,6 @@ pub fn build(cache: &Cache, label: &str) -> Result<Storage> {
     })?;
     fio(cache, &storage.fio)?;
     Ok(storage)
-}
-
-/// Adds a program; its libraries come from `folders` or from this machine, and go where the loader looks for them.
-pub fn program(archive: &mut Archive, path: &str, program: &Path, folders: &[PathBuf]) -> Result<()> {
-    let places: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
-    let mut list = Command::new(images::LOADER);
-    list.arg("--list").arg(program).env("LD_LIBRARY_PATH", places.join(":"));
-    for line in run(&mut list)?.lines() {
-        let mut words = line.split_whitespace();
-        if let (Some(name), Some("=>"), Some(file)) = (words.next(), words.next(), words.next()) {
-            archive.copy_once(&format!("/lib/x86_64-linux-gnu/{name}"), Path::new(file))?;
-        }
-    }
-    archive.copy_once(images::LOADER, Path::new(images::LOADER))?;
-    let stripped = std::env::temp_dir().join(format!("xvmm-tests-{}.stripped", std::process::id()));
-    run(Command::new("strip").arg("-o").arg(&stripped).arg(program))?;
-    archive.file(path, 0o755, &fs::read(&stripped)?);
-    fs::remove_file(stripped)?;
-    Ok(())
 }
 
 /// Builds fio from Debian's source with the engines that need no library.

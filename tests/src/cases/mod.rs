@@ -16,9 +16,9 @@ mod hotplug;
 pub mod isolation;
 mod life;
 pub mod net;
+pub mod network;
 mod refusals;
 mod storage;
-mod vifs;
 mod xenstore;
 
 /// The host that a test needs.
@@ -30,6 +30,8 @@ pub enum HostKind {
     WithoutXen,
     /// With device mapper, LVM and iSCSI, whose devices are everybody's: always nested.
     Storage,
+    /// With the programs of a host's networks: always nested.
+    Network,
 }
 
 /// The guest's kernel (a label) and its number of vCPUs.
@@ -109,9 +111,6 @@ const TESTS: &[Test] = &[
     Test::new("hotplug", LARGE, hotplug::hotplug).limit(3000),
     Test::new("media", OLD, hotplug::media),
     Test::new("net", OLD_LARGE, net::net).limit(3000),
-    Test::new("net-filters", LARGE, vifs::filters),
-    Test::new("net-hotplug", OLD, vifs::hotplug),
-    Test::new("net-vlans", SMALL, vifs::vlans).single(),
     Test::new("three-guests", SMALL, net::three_guests),
     Test::new("reboot", SMALL, life::reboot),
     Test::new("panic", OLD, life::panic),
@@ -138,6 +137,14 @@ const TESTS: &[Test] = &[
     Test::new("blk-full-pause", OLD, storage::faults::full_pause).single().on(HostKind::Storage),
     Test::new("blk-iscsi", OLD, storage::iscsi::iscsi).single().on(HostKind::Storage),
     Test::new("blk-hotplug", SMALL, storage::hotplug::hotplug).on(HostKind::Storage),
+    Test::new("net-traffic", LARGE, network::traffic::traffic).on(HostKind::Network).limit(3000),
+    Test::new("net-offloads", SMALL, network::offloads::offloads).on(HostKind::Network),
+    Test::new("net-filters", LARGE, network::vifs::filters).on(HostKind::Network),
+    Test::new("net-hotplug", OLD, network::vifs::hotplug).on(HostKind::Network),
+    Test::new("net-vlans", SMALL, network::vifs::vlans).single().on(HostKind::Network),
+    Test::new("net-private", SMALL, network::host::private).single().on(HostKind::Network),
+    Test::new("net-shared", OLD, network::host::shared).single().on(HostKind::Network),
+    Test::new("net-xdp", LARGE, network::xdp::xdp).single().on(HostKind::Network),
     Test::new("counters", LARGE, cost::counters).alone(),
     Test::new("sleeping", LARGE, cost::sleeping).alone(),
     Test::new("memory", SMALL, cost::memory).single().alone(),

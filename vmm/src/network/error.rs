@@ -12,7 +12,7 @@ use thiserror::Error;
 pub enum NetworkError {
     /// There is no interface of the bridge's name.
     #[error(
-        "--net {0}: no bridge of that name; make it with `ip link add {0} type bridge` and `ip link set {0} up`"
+        "--net {0}: no bridge of that name; make it with `xvmm network create {0}`, or bring it up with `xvmm network up {0}`"
     )]
     NoBridge(String),
     /// The interface is not a bridge.

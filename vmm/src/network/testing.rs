@@ -5,6 +5,7 @@
 use std::io;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use netback::{Tap, VifConfig};
 
@@ -27,24 +28,19 @@ pub(crate) fn namespace_with_bridge(bridge: &str) {
     ip(&format!("link set {bridge} up"));
 }
 
+/// Waits until it is so. A tap lives a little longer than its owner where another test starts a program meanwhile: until
+/// that is another program, it has a copy of all descriptors.
+pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !so() {
+        assert!(Instant::now() < end, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// `ip` of iproute2, whose words the test splits at spaces; what it prints.
 pub(crate) fn ip(words: &str) -> String {
     program("ip", words, true)
-}
-
-/// Waits until there is no interface of the name. A process that another test starts has a copy of all descriptors, until
-/// it is another program.
-pub(crate) fn wait_gone(name: &str) {
-    wait(&format!("the end of {name}"), || super::index_of(name).is_none());
-}
-
-/// Waits until the condition holds.
-pub(crate) fn wait(what: &str, condition: impl Fn() -> bool) {
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while !condition() {
-        assert!(std::time::Instant::now() < end, "waited in vain for {what}");
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
 }
 
 /// A program in this thread's namespace that must succeed, if `good`; what it prints.

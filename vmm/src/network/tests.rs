@@ -5,11 +5,15 @@ use devices::xen::xenbus::BackendDevice;
 use netback::NetDevice;
 use netback::protocol::{RX_ENTRY, RxRequest, RxResponse, TX_ENTRY, TXF_CSUM_BLANK, TxRequest};
 
-use super::testing::{namespace_with_bridge, plug_spec, wait_gone};
+use super::testing::{namespace_with_bridge, plug_spec, until};
 use super::*;
 
 fn tap(spec: &str, domid: u16) -> Tap {
     plug_spec(spec, domid).unwrap().1
+}
+
+fn exists(name: &str) -> bool {
+    Interfaces::new().unwrap().mtu(name).is_ok()
 }
 
 #[test]
@@ -26,7 +30,7 @@ fn a_tap_is_made_as_the_vif_bridge_script_leaves_one() {
     }
     assert!(!shown.contains("inet"), "an IP address: {shown}");
     drop(tap);
-    wait_gone("vif7.0");
+    until("the tap is gone", || !exists("vif7.0"));
 }
 
 #[test]
@@ -43,7 +47,7 @@ fn errors_name_the_thing_the_reason_and_the_way_out() {
     namespace_with_bridge("xenbr0");
     let _taken = tap("", 1);
     let cases = [
-        ("xenbr1", "--net xenbr1: no bridge of that name; make it with `ip link add xenbr1 "),
+        ("xenbr1", "--net xenbr1: no bridge of that name; make it with `xvmm network create xenbr1`"),
         ("lo", "--net lo: an interface of the kind \"\", not a bridge"),
         ("vif1.0", "--net vif1.0: an interface of the kind \"tun\", not a bridge"),
         ("vifname=vif1.0", "--net: interface vif1.0 exists already; remove it with `ip link delete vif1.0`"),
@@ -69,13 +73,13 @@ fn errors_name_the_thing_the_reason_and_the_way_out() {
     for (spec, message) in cases {
         let error = plug_spec(&format!("{spec},devid=1"), 1).unwrap_err().to_string();
         assert!(error.starts_with(message), "{error}");
-        wait_gone("vif1.1");
+        until(message, || !exists("vif1.1"));
     }
     // What the grammar lets pass and the kernel refuses.
     let net = NetConfig { devid: Some(1), mtu: Some(10), ..NetConfig::default() };
     let error = plug(&net, 1, Path::new("/nonexistent")).unwrap_err().to_string();
     assert!(error.starts_with("--net: interface vif1.1 cannot have an mtu of 10"), "{error}");
-    wait_gone("vif1.1");
+    until("no tap is left over", || !exists("vif1.1"));
 }
 
 #[test]

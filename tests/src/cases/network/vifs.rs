@@ -3,8 +3,8 @@
 use std::fs;
 use std::process::Command;
 
-use super::net::address;
-use super::{Bench, interfaces};
+use crate::cases::net::address;
+use crate::cases::{Bench, interfaces};
 use crate::guest::{Guest, xvmm};
 use crate::packages::run;
 use crate::{Result, check};
