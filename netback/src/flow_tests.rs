@@ -10,7 +10,7 @@ use devices::xen::xenbus::BackendDevice;
 
 use crate::protocol::{Gso, GsoKind, TXF_CSUM_BLANK};
 use crate::queue::Clock;
-use crate::testing::{tcp_frame, wait};
+use crate::testing::{enter_network_namespace, tcp_frame, wait};
 use crate::vif_tests::{LINUX, OKAY, PAGE, PLAIN, Rig, assert_all_given_back, blank, ethernet};
 
 /// A clock that only the test moves.
@@ -148,4 +148,17 @@ fn a_storm_of_connects_with_packets_under_way_leaves_no_page_in_use() {
     rig.post(0, 60);
     rig.host.send(PLAIN, &ethernet(99)).unwrap();
     assert_eq!(rig.receive(0).frame, ethernet(99));
+}
+
+#[test]
+fn an_interface_is_gone_with_its_device_and_its_name_is_free() {
+    enter_network_namespace();
+    for round in 0..20 {
+        let mut rig = Rig::in_namespace(1500, 1);
+        rig.connect(1, true, LINUX);
+        rig.post(0, 60);
+        // The thread sleeps, and listens to the tap.
+        rig.host.send(PLAIN, &ethernet(60 + round)).unwrap();
+        assert_eq!(rig.receive(0).frame, ethernet(60 + round));
+    }
 }

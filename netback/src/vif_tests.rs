@@ -57,6 +57,11 @@ pub(crate) struct Received {
 impl Rig {
     pub(crate) fn new(mtu: u16, queues: usize) -> Self {
         enter_network_namespace();
+        Self::in_namespace(mtu, queues)
+    }
+
+    /// In the namespace that this thread is in.
+    pub(crate) fn in_namespace(mtu: u16, queues: usize) -> Self {
         let tap = Tap::create("vif1.0", queues).unwrap();
         let host = HostSide::up("vif1.0", mtu.into());
         let config = VifConfig {

@@ -12,6 +12,7 @@ use super::{Completion, Engine, Files, Heard, IoVec, Op, Sleep};
 const EVENTS: u64 = 1 << 32;
 const TAP: u64 = u64::MAX;
 const NOTIFY: u64 = u64::MAX - 1;
+const CANCEL: u64 = u64::MAX - 2;
 /// What an eventfd is written.
 static ONE: u64 = 1;
 const ONE_SIZE: u32 = 8;
@@ -170,6 +171,7 @@ impl Engine for Uring {
                     self.listens = false;
                     match u32::try_from(entry.result()) {
                         Ok(events) => self.heard.add(events),
+                        Err(_) if !self.wants => {}
                         Err(_) => self.failed = Some(-entry.result()),
                     }
                 }
@@ -178,6 +180,7 @@ impl Engine for Uring {
                     // SAFETY: writes eight bytes of a static, to a descriptor that the queue keeps open.
                     unsafe { libc::write(self.notifier, (&raw const ONE).cast(), ONE_SIZE as usize) };
                 }
+                CANCEL => {}
                 token if token >= EVENTS => {
                     if !cqueue::more(entry.flags()) {
                         // The poll ended: it was refused, or completions overflowed the ring.
@@ -219,6 +222,23 @@ impl Engine for Uring {
     }
 }
 
+impl Uring {
+    /// Ends the poll of the tap: a ring is taken down some time after it was closed, and would keep the interface.
+    fn let_go_of_tap(&mut self) {
+        self.wants = false;
+        let cancel = opcode::AsyncCancel::new(TAP).build().user_data(CANCEL);
+        // SAFETY: it uses no memory of ours.
+        if !self.listens || !unsafe { self.push(&cancel) } {
+            return;
+        }
+        let mut done = Vec::new();
+        // The poll and the order each have an end; others may come between.
+        while self.listens && entered(self.ring.submit_and_wait(1)).is_ok() {
+            self.completions(&mut done);
+        }
+    }
+}
+
 impl Drop for Uring {
     /// Waits for what is under way: the kernel still reads and writes the memory.
     fn drop(&mut self) {
@@ -229,5 +249,6 @@ impl Drop for Uring {
                 return;
             }
         }
+        self.let_go_of_tap();
     }
 }
