@@ -359,7 +359,7 @@ impl VnetHeader {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::testing::enter_network_namespace;
+    use crate::testing::{enter_network_namespace, wait};
 
     #[test]
     fn a_header_is_read_as_it_was_written() {
@@ -400,7 +400,7 @@ mod tests {
     fn a_tap_vanishes_with_its_file() {
         enter_network_namespace();
         drop(Tap::create("vif1.0", 2).unwrap());
-        assert!(!exists("vif1.0"));
+        wait("the tap's end", || !exists("vif1.0"));
     }
 
     #[test]

@@ -663,7 +663,10 @@ mod tests {
 
     #[test]
     fn what_the_kernel_would_split_is_split_and_needs_no_thread() {
-        let zeros = Arc::new(Small { file: File::open("/dev/zero").unwrap(), pool: false, raw: None });
+        // Written just now, it is in memory, and needs no waiting.
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[0; 10 * 4096], 0).unwrap();
+        let zeros = Arc::new(Small { file, pool: false, raw: None });
         let mut memory = vec![1; 10 * 4096];
         for (sizes, parts) in [
             (&[3 * 4096][..], 1),

@@ -178,7 +178,7 @@ mod tests {
 
     use super::super::exists;
     use super::*;
-    use crate::testing::enter_network_namespace;
+    use crate::testing::{enter_network_namespace, wait};
 
     const GOOD: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
@@ -209,7 +209,7 @@ mod tests {
             assert!(exists("mine"));
         }
         drop(file);
-        assert!(!exists("mine"));
+        wait("the tap's end", || !exists("mine"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use super::super::testing::{Wire, enter_namespace, ip, namespace_with_bridge, plug_spec, program};
+use super::super::testing::{Wire, enter_namespace, ip, namespace_with_bridge, plug_spec, program, until};
 use super::*;
 
 const MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0, 0, 1];
@@ -288,6 +288,7 @@ fn rules_go_with_the_interface() {
         let vif = plug_spec(spec, 1).unwrap();
         assert!(chains()[0].starts_with("vif/vif1.0/"), "{spec}");
         drop(vif);
+        until(spec, || !ip("link show").contains("vif1.0"));
         assert_eq!(chains(), [""; 0], "{spec}");
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use super::super::testing::{enter_namespace, ip, namespace_with_bridge, program};
+use super::super::testing::{enter_namespace, ip, namespace_with_bridge, program, until};
 use super::super::{NetworkError, plug};
 use crate::config::{NetConfig, VifScript};
 
@@ -55,7 +55,7 @@ fn a_script_that_fails_leaves_nothing() {
         let dir = folder(body);
         let error = plug(&net(&dir, "mac-filter"), 5, dir.path()).unwrap_err();
         assert!(matches!(&error, NetworkError::Script { why: said, .. } if said.contains(why)), "{error}");
-        assert!(!ip("link show").contains("vif5.0"));
+        until("the tap is gone", || !ip("link show").contains("vif5.0"));
         assert!(!program("nft", "list ruleset", true).contains("vif5.0"));
         // It was asked to undo what it had done.
         assert!(fs::read_to_string(dir.path().join("log")).unwrap().contains("offline type_if=vif"));

@@ -5,6 +5,7 @@
 use std::io;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use netback::{Tap, VifConfig};
 
@@ -25,6 +26,16 @@ pub(crate) fn namespace_with_bridge(bridge: &str) {
     ip(&format!("link add {bridge} type bridge forward_delay 0"));
     disable_ipv6(bridge);
     ip(&format!("link set {bridge} up"));
+}
+
+/// Waits until it is so. A tap lives a little longer than its owner where another test starts a program meanwhile: until
+/// that is another program, it has a copy of all descriptors.
+pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !so() {
+        assert!(Instant::now() < end, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// `ip` of iproute2, whose words the test splits at spaces; what it prints.

@@ -13,14 +13,15 @@
 use netback::MacAddr;
 use serde::{Deserialize, Serialize};
 
-use super::Host;
 use super::definition::{Definition, Layout, Shared};
 use super::error::HostNetError;
 use super::hands::{Done, Hands, LinkChange, read_sysctl};
+use super::journal::{self, COMPLETE, Journal};
 use super::managers::Managers;
 use super::netlink::{Link, Netlink};
 use super::snapshot::{Place, Snapshot};
-use super::transaction::{OldDefinition, Step};
+use super::transaction::{OldDefinition, Plan, Step};
+use super::{Host, files};
 
 /// What is to be done for a shared network.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -90,11 +91,16 @@ impl SharedPlan {
                 ),
             });
         }
+        let others = others(host, name);
         let mut settings = Vec::new();
         for filter in BRIDGE_FILTERS {
             let key = format!("net/bridge/bridge-nf-call-{filter}");
-            if let Some(value) = read_sysctl(&key).filter(|value| value != "0") {
-                settings.push((key, value, "0".to_owned()));
+            // The last network that goes sets back what the first one found.
+            let found = others.iter().flat_map(|other| &other.settings).find(|(other, _, _)| *other == key);
+            let old = found.map(|(_, old, _)| old.clone());
+            let old = read_sysctl(&key).map(|value| if value == "0" { old.unwrap_or(value) } else { value });
+            if let Some(old) = old.filter(|old| old != "0") {
+                settings.push((key, old, "0".to_owned()));
             }
         }
         let managers = Managers::plan(host, name, &before, shared.layout, [name, &port, &cable, &host_end])?;
@@ -229,6 +235,7 @@ impl SharedPlan {
         let before = &self.before;
         match step {
             Step::Exclude => self.managers.include(hands),
+            Step::Settings if !others(hands.host, &self.bridge).is_empty() => Ok(()),
             Step::Settings => self.settings.iter().try_for_each(|(key, old, _)| {
                 if read_sysctl(key).is_some_and(|value| value != *old) {
                     hands.sysctl(key, old)
@@ -313,6 +320,20 @@ impl SharedPlan {
         self.before = now;
         Ok(())
     }
+}
+
+/// The other shared networks that are up.
+fn others(host: &Host, name: &str) -> Vec<SharedPlan> {
+    let names = files::stems(&host.state(), &format!(".{COMPLETE}")).unwrap_or_default();
+    let names = names.into_iter().filter(|other| other != name);
+    let plan = |name: String| {
+        let journal = Journal::open(host, &name, COMPLETE).ok().flatten()?;
+        match (journal.header.place().ok()?, journal.header.plan) {
+            (journal::Place::Here, Plan::Shared(plan)) => Some(*plan),
+            _ => None,
+        }
+    };
+    names.filter_map(plan).collect()
 }
 
 /// The interface `name`, if it can be an uplink.

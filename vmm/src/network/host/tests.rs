@@ -300,6 +300,22 @@ fn several_cards_have_several_bridges() {
 }
 
 #[test]
+fn the_last_shared_network_sets_the_bridge_filter_back() {
+    let world = World::new();
+    let key = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+    let Ok(before) = std::fs::read_to_string(key) else { return };
+    ip("link add eth1 type veth peer name outside1");
+    for (bridge, uplink) in [("xenbr0", "eth0"), ("xenbr1", "eth1")] {
+        let kind = Kind::Shared(Shared { uplink: uplink.into(), layout: Layout::Plain });
+        create(&world.host, &Definition { name: bridge.into(), kind }, &NONE).unwrap();
+    }
+    for (gone, value) in [("xenbr0", "0\n"), ("xenbr1", before.as_str())] {
+        delete(&world.host, gone, &NONE).unwrap();
+        assert_eq!(std::fs::read_to_string(key).unwrap(), value, "{gone}");
+    }
+}
+
+#[test]
 fn a_dry_run_changes_nothing() {
     let world = World::furnished();
     let before = world.state();
