@@ -5,20 +5,17 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use devices::io::entered;
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use devices::ring::{End, Ring};
+use io_uring::{opcode, types};
 
 use super::pool::{Job, Pool};
 use super::{Completion, Engine, IoVec, Op, Sleep};
 use crate::storage::Storage;
 
-const EVENT: u64 = u64::MAX;
-const STOP: u64 = u64::MAX - 1;
-const POOL: u64 = u64::MAX - 2;
-const NOTIFY: u64 = u64::MAX - 3;
-/// What an eventfd is written.
-static ONE: u64 = 1;
-const ONE_SIZE: u32 = 8;
+/// Tokens of operations are below.
+const EVENT: u64 = 1 << 32;
+const STOP: u64 = EVENT + 1;
+const POOL: u64 = EVENT + 2;
 
 /// Threads for what would block, and where everything would.
 const FEW_THREADS: usize = 4;
@@ -53,11 +50,10 @@ const PATIENCE: Duration = Duration::from_millis(1);
 /// taken down some time after its process has ended, and would hold the lock on the image until then. Nor are
 /// buffers: that would pin all RAM of the guest, which is given as it is touched.
 pub struct Uring {
-    ring: IoUring,
+    ring: Ring,
     file: types::Fd,
     event: RawFd,
     stop: RawFd,
-    enabled: bool,
     arm_event: bool,
     arm_stop: bool,
     arm_pool: bool,
@@ -75,10 +71,6 @@ pub struct Uring {
     /// Of these, the parts beyond one for each run.
     extra: usize,
     in_pool: usize,
-    /// What the guest is notified by, when the kernel refused to write it.
-    notifier: RawFd,
-    /// Calls of io_uring_enter that were not told yet.
-    calls: u64,
     /// A poll that the kernel refused.
     failed: Option<i32>,
     /// Whether the file can fail rather than block: reads, writes.
@@ -174,20 +166,12 @@ impl Uring {
         // Parts are multiples of PART.
         let max_transfer = if max_transfer > PART { max_transfer / PART * PART } else { max_transfer };
         let max_in_ring = (2 * slots + 3).next_power_of_two();
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_r_disabled()
-            .setup_cqsize(max_in_ring)
-            .build((slots + 3).min(MAX_BATCH).next_power_of_two())?;
+        let ring = Ring::new((slots + 3).min(MAX_BATCH), max_in_ring)?;
         Ok(Self {
             ring,
             file: types::Fd(file),
             event,
             stop,
-            enabled: false,
             arm_event: true,
             arm_stop: true,
             arm_pool: true,
@@ -201,37 +185,10 @@ impl Uring {
             in_ring: 0,
             extra: 0,
             in_pool: 0,
-            notifier: -1,
-            calls: 0,
             failed: None,
             nowait: [true; 2],
             again: Vec::new(),
         })
-    }
-
-    /// The thread that enables the ring is the one that may use it.
-    fn enable(&mut self) -> io::Result<()> {
-        if !self.enabled {
-            self.ring.submitter().register_enable_rings()?;
-            self.enabled = true;
-        }
-        Ok(())
-    }
-
-    /// # Safety
-    /// As [`Engine::start`].
-    unsafe fn push(&mut self, entry: &squeue::Entry) -> bool {
-        // SAFETY: the caller's promise.
-        if unsafe { self.ring.submission().push(entry) }.is_ok() {
-            return true;
-        }
-        // A full batch goes to the kernel before the next one is gathered.
-        self.calls += 1;
-        if self.enable().is_err() || self.ring.submit().is_err() {
-            return false;
-        }
-        // SAFETY: the caller's promise.
-        unsafe { self.ring.submission().push(entry) }.is_ok()
     }
 
     /// Of an operation that Engine::start was called with, whose caller's promise holds until its completion is
@@ -267,7 +224,7 @@ impl Uring {
                 .build(),
         };
         // SAFETY: the caller promises that array and memory stay.
-        let pushed = unsafe { self.push(&entry.user_data(id)) };
+        let pushed = unsafe { self.ring.push(&entry.user_data(id)) };
         self.in_ring += usize::from(pushed);
         pushed
     }
@@ -336,18 +293,9 @@ impl Uring {
         }
     }
 
-    fn poll(&mut self, fd: RawFd, token: u64) -> bool {
-        let poll = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).multi(true);
-        // SAFETY: a poll uses no memory of ours.
-        unsafe { self.push(&poll.build().user_data(token)) }
-    }
-
     fn enter(&mut self, sleep: Sleep) -> io::Result<()> {
         let end = match sleep {
-            Sleep::Never => {
-                self.calls += 1;
-                return entered(self.ring.submit());
-            }
+            Sleep::Never => return self.ring.submit(),
             Sleep::For(time) => Some(time),
             Sleep::Forever => None,
         };
@@ -360,26 +308,12 @@ impl Uring {
             self.in_ring.checked_div(self.in_ring - self.extra).unwrap_or(1)
         };
         if wanted > 1 {
-            entered(self.wait_for(wanted, Some(PATIENCE)))?;
-            if !self.is_empty() {
+            self.ring.wait(wanted, Some(PATIENCE))?;
+            if !self.ring.is_empty() {
                 return Ok(());
             }
         }
-        entered(self.wait_for(1, end))
-    }
-
-    fn wait_for(&mut self, count: usize, time: Option<Duration>) -> io::Result<usize> {
-        self.calls += 1;
-        let submitter = self.ring.submitter();
-        let Some(time) = time else { return submitter.submit_and_wait(count) };
-        submitter.submit_with_args(count, &types::SubmitArgs::new().timespec(&time.into()))
-    }
-
-    /// Whether no completion waits to be taken.
-    fn is_empty(&self) -> bool {
-        // SAFETY: nothing else looks at the completion queue: this thread alone uses the ring, and completions()
-        // does not hold it beyond its end.
-        unsafe { self.ring.completion_shared() }.is_empty()
+        self.ring.wait(1, end)
     }
 }
 
@@ -411,19 +345,18 @@ impl Engine for Uring {
     }
 
     fn wait(&mut self, sleep: Sleep) -> io::Result<()> {
-        self.enable()?;
         self.close();
         if let Some(errno) = self.failed {
             return Err(io::Error::from_raw_os_error(errno));
         }
         if self.arm_event {
-            self.arm_event = !self.poll(self.event, EVENT);
+            self.arm_event = !self.ring.poll(self.event, EVENT, true);
         }
         if self.arm_stop {
-            self.arm_stop = !self.poll(self.stop, STOP);
+            self.arm_stop = !self.ring.poll(self.stop, STOP, true);
         }
         if self.arm_pool {
-            self.arm_pool = !self.poll(self.pool.event(), POOL);
+            self.arm_pool = !self.ring.poll(self.pool.event(), POOL, true);
         }
         let armed = !self.arm_event && !self.arm_stop && !self.arm_pool;
         self.enter(if armed { sleep } else { Sleep::Never })
@@ -431,14 +364,13 @@ impl Engine for Uring {
 
     fn completions(&mut self, done: &mut Vec<Completion>) {
         let mut again = std::mem::take(&mut self.again);
-        for entry in self.ring.completion() {
-            let token = entry.user_data();
+        while let Some(End { token, result, more }) = self.ring.next() {
             if let Ok(id) = u32::try_from(token) {
                 self.in_ring -= 1;
                 let (token, number) = ((id & 0xffff) as u16, (id >> 16) as usize);
                 let Some(run) = self.runs.get_mut(usize::from(token)) else { continue };
                 if let Some(part) = run.parts.get_mut(number) {
-                    part.result = entry.result();
+                    part.result = result;
                 }
                 run.left = run.left.saturating_sub(1);
                 if run.left > 0 {
@@ -471,14 +403,10 @@ impl Engine for Uring {
                         }
                     }
                 }
-            } else if token == NOTIFY {
-                // Only a failure is told.
-                // SAFETY: writes eight bytes of a static, to a descriptor that the queue keeps open.
-                unsafe { libc::write(self.notifier, (&raw const ONE).cast(), ONE_SIZE as usize) };
-            } else if !cqueue::more(entry.flags()) {
+            } else if !more {
                 // The poll ended: it was refused, or completions overflowed the ring.
-                if entry.result() < 0 {
-                    self.failed = Some(-entry.result());
+                if result < 0 {
+                    self.failed = Some(-result);
                 }
                 match token {
                     EVENT => self.arm_event = true,
@@ -497,15 +425,11 @@ impl Engine for Uring {
     }
 
     fn notify(&mut self, fd: RawFd) -> bool {
-        self.notifier = fd;
-        let write = opcode::Write::new(types::Fd(fd), (&raw const ONE).cast(), ONE_SIZE);
-        let entry = write.build().flags(squeue::Flags::SKIP_SUCCESS).user_data(NOTIFY);
-        // SAFETY: the eight bytes are a static's.
-        unsafe { self.push(&entry) }
+        self.ring.notify(fd)
     }
 
     fn system_calls(&mut self) -> u64 {
-        std::mem::take(&mut self.calls)
+        self.ring.system_calls()
     }
 }
 
