@@ -319,7 +319,7 @@ impl<E: Engine> Pair<E> {
 
     /// Shows responses: whether the guest wants an event for the transmit ring, and for the receive ring.
     pub(crate) fn publish(&mut self) -> (bool, bool) {
-        (self.tx.publish(&mut self.answered), self.rx.publish(&mut self.answered))
+        (self.tx.publish(&self.link, &mut self.answered), self.rx.publish(&self.link, &mut self.answered))
     }
 
     /// Looks at the rings for a moment more, if the frontend was quick to answer the last times. True: something came.
@@ -359,6 +359,7 @@ impl<E: Engine> Drop for Pair<E> {
             }
             self.collect();
         }
+        self.tx.answer(&self.link);
         self.rx.release(&self.link);
     }
 }

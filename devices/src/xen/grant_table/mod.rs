@@ -6,13 +6,16 @@
 //!
 //! Entry, 8 bytes: flags u16 @0, domid u16 @2, frame u32 @4.
 
+mod users;
+
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use thiserror::Error;
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileSlice};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, VolatileSlice};
 
+use self::users::{AllUsers, Locked};
 use super::types::{DomId, Gfn, GrantRef};
 use crate::memory::{GuestRam, PAGE_SIZE, SharedPages};
 
@@ -105,51 +108,45 @@ impl PinnedPage {
 #[derive(Debug)]
 pub struct GrantTable {
     ram: Arc<GuestRam>,
+    regions: Box<[Region]>,
     frames: SharedPages,
     nr_frames: AtomicU32,
-    pins: Box<[Pins]>,
+    users: AllUsers,
 }
 
-/// Users of one entry: readers in the low half, writers in the high half, and a lock in the highest bit. The
-/// lock keeps count and in-use flags together: without it, the last user's clearing of the flags could come
-/// after a new user's setting of them.
+/// Where a row of guest pages is in our address space, for as long as the RAM is.
 #[derive(Debug)]
-#[repr(transparent)]
-struct Pins(AtomicU32);
+struct Region {
+    first: Gfn,
+    pages: u64,
+    base: *mut u8,
+}
 
-const ONE_READER: u32 = 1;
-const ONE_WRITER: u32 = 1 << 16;
-const LOCKED: u32 = 1 << 31;
+// SAFETY: the pointer is only handed on, as that of a page; see PinnedPage.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
 
-impl Pins {
-    /// Locks: the count.
-    fn lock(&self) -> u32 {
-        loop {
-            let count = self.0.load(Relaxed) & !LOCKED;
-            if self.0.compare_exchange_weak(count, count | LOCKED, Acquire, Relaxed).is_ok() {
-                return count;
-            }
-            // Two queues use one page at once, which frontends have no reason to ask for. The other one is a
-            // few instructions from the end, unless the host took its CPU away.
-            std::thread::yield_now();
+impl Region {
+    fn new(region: &GuestRegionMmap<()>) -> Self {
+        let start = region.start_addr().raw_value();
+        let first = start.div_ceil(PAGE_SIZE as u64);
+        // A part of a page is no page.
+        let skipped = first * PAGE_SIZE as u64 - start;
+        Self {
+            first: Gfn(first),
+            pages: region.len().saturating_sub(skipped) / PAGE_SIZE as u64,
+            base: region.as_ptr().wrapping_add(usize::try_from(skipped).unwrap_or(0)),
         }
     }
 
-    /// Sets the count and unlocks.
-    fn unlock(&self, count: u32) {
-        self.0.store(count, Release);
+    fn page(&self, gfn: Gfn) -> Option<*mut u8> {
+        let index = gfn.0.checked_sub(self.first.0).filter(|index| *index < self.pages)?;
+        Some(self.base.wrapping_add(usize::try_from(index).ok()? * PAGE_SIZE))
     }
 }
 
 impl Access {
-    /// One user's share of the count.
-    fn one(self) -> u32 {
-        match self {
-            Access::Read => ONE_READER,
-            Access::Write => ONE_WRITER,
-        }
-    }
-
     /// What a user sets in the entry.
     fn flags(self) -> u16 {
         match self {
@@ -159,24 +156,16 @@ impl Access {
     }
 }
 
-/// One user more, unless the count would run over: a frontend may name one page in many requests at once.
-fn add_user(count: u32, access: Access) -> Option<u32> {
-    let (readers, writers) = (count & 0xffff, count >> 16);
-    match access {
-        Access::Read => (readers < 0xffff).then_some(count + ONE_READER),
-        Access::Write => (writers < 0x7fff).then_some(count + ONE_WRITER),
-    }
-}
-
 impl GrantTable {
     /// A table of one frame, growing to [`MAX_FRAMES`].
     pub fn new(ram: Arc<GuestRam>) -> std::io::Result<Self> {
         let entries = MAX_FRAMES * ENTRIES_PER_FRAME;
         Ok(Self {
+            regions: ram.iter().map(Region::new).collect(),
             ram,
             frames: SharedPages::new("xen-grant-table", MAX_FRAMES as usize)?,
             nr_frames: AtomicU32::new(1),
-            pins: (0..entries).map(|_| Pins(AtomicU32::new(0))).collect(),
+            users: AllUsers::new(entries),
         })
     }
 
@@ -214,18 +203,21 @@ impl GrantTable {
 
     /// Starts the use of a granted page: checks the entry, marks it as in use, finds the page in RAM.
     pub fn pin(&self, gref: GrantRef, access: Access) -> Result<PinnedPage, GrantError> {
-        if gref.0 >= self.nr_frames().min(MAX_FRAMES) * ENTRIES_PER_FRAME {
-            return Err(GrantError::BadRef(gref.0));
+        self.batch().pin(gref, access)
+    }
+
+    /// Ends the use of a page; the last user of an entry clears its in-use flags.
+    pub fn unpin(&self, page: PinnedPage) {
+        self.batch().unpin(page);
+    }
+
+    /// For many pages at once. While it lives, other threads may wait for it, and this one must not ask for another.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch {
+            table: self,
+            entries: self.nr_frames().min(MAX_FRAMES) * ENTRIES_PER_FRAME,
+            users: self.users.locked(),
         }
-        let slot = self.frames.u64_at(gref.0 as usize * 8).ok_or(GrantError::BadRef(gref.0))?;
-        let users = self.pins.get(gref.0 as usize).ok_or(GrantError::BadRef(gref.0))?;
-        let count = users.lock();
-        let pinned = match add_user(count, access) {
-            Some(more) => self.check_and_mark(slot, gref, access).map(|page| (page, more)),
-            None => Err(GrantError::Busy(gref.0)),
-        };
-        users.unlock(pinned.as_ref().map_or(count, |(_, more)| *more));
-        pinned.map(|(page, _)| page)
     }
 
     fn check_and_mark(
@@ -254,26 +246,6 @@ impl GrantTable {
         Err(GrantError::Busy(gref.0))
     }
 
-    /// Ends the use of a page; the last user of an entry clears its in-use flags.
-    pub fn unpin(&self, page: PinnedPage) {
-        let index = page.gref.0 as usize;
-        let (Some(users), Some(flags)) = (self.pins.get(index), self.frames.u16_at(index * 8)) else {
-            return;
-        };
-        let left = users.lock().wrapping_sub(page.access.one());
-        let mut unused = 0;
-        if page.access == Access::Write && left < ONE_WRITER {
-            unused |= GTF_WRITING;
-        }
-        if left == 0 {
-            unused |= GTF_READING;
-        }
-        if unused != 0 {
-            flags.fetch_and(!unused, SeqCst);
-        }
-        users.unlock(left & !LOCKED);
-    }
-
     /// Part of a pinned page as a slice; `None` if it does not lie inside the page.
     pub fn slice<'a>(&'a self, page: &'a PinnedPage, offset: usize, len: usize) -> Option<VolatileSlice<'a>> {
         if offset.checked_add(len)? > PAGE_SIZE {
@@ -284,13 +256,50 @@ impl GrantTable {
     }
 
     fn host_page(&self, gfn: Gfn) -> Option<*mut u8> {
-        let gpa = GuestAddress(gfn.gpa()?);
-        let region = self.ram.find_region(gpa)?;
-        let offset = gpa.checked_offset_from(region.start_addr())?;
-        if region.len() - offset < PAGE_SIZE as u64 {
-            return None;
+        self.regions.iter().find_map(|region| region.page(gfn))
+    }
+}
+
+/// Pins and unpins pages, with a lock for a row of neighbouring entries instead of one for each.
+pub struct Batch<'a> {
+    table: &'a GrantTable,
+    /// Entries of the table when it began.
+    entries: u32,
+    users: Locked<'a>,
+}
+
+impl Batch<'_> {
+    /// As [`GrantTable::pin`].
+    pub fn pin(&mut self, gref: GrantRef, access: Access) -> Result<PinnedPage, GrantError> {
+        if gref.0 >= self.entries {
+            return Err(GrantError::BadRef(gref.0));
         }
-        region.get_host_address(vm_memory::MemoryRegionAddress(offset)).ok()
+        let slot = self.table.frames.u64_at(gref.0 as usize * 8).ok_or(GrantError::BadRef(gref.0))?;
+        let users = self.users.of(gref).ok_or(GrantError::BadRef(gref.0))?;
+        let more = users.and_one(access).ok_or(GrantError::Busy(gref.0))?;
+        let page = self.table.check_and_mark(slot, gref, access)?;
+        *users = more;
+        Ok(page)
+    }
+
+    /// As [`GrantTable::unpin`].
+    pub fn unpin(&mut self, page: PinnedPage) {
+        let PinnedPage { gref, access, .. } = page;
+        let Some(users) = self.users.of(gref) else { return };
+        let left = users.less_one(access);
+        *users = left;
+        let mut unused = 0;
+        if access == Access::Write && !left.writes() {
+            unused |= GTF_WRITING;
+        }
+        if !left.any() {
+            unused |= GTF_READING;
+        }
+        if unused != 0
+            && let Some(flags) = self.table.frames.u16_at(gref.0 as usize * 8)
+        {
+            flags.fetch_and(!unused, SeqCst);
+        }
     }
 }
 
@@ -443,7 +452,7 @@ mod tests {
         let (_, gref) = guest.granted_page();
         let grants = &guest.domain.grants;
         let mut pages = Vec::new();
-        for (access, limit) in [(Access::Read, 0xffff), (Access::Write, 0x7fff)] {
+        for (access, limit) in [(Access::Read, 0xffff), (Access::Write, 0xffff)] {
             pages.extend((0..limit).map(|_| grants.pin(gref, access).unwrap()));
             assert_eq!(error(&guest, gref, access), GrantError::Busy(gref.0));
         }
