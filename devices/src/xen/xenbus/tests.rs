@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::complaints::MAX_COMPLAINTS;
 use crate::testing::{FakeGuest, log_lines};
 
 #[derive(Default)]
@@ -58,7 +59,7 @@ impl BackendDevice for TestDevice {
     fn connect(&mut self, frontend: &dyn FrontendKeys, _: &DomainHandle) -> Result<Keys, ConnectError> {
         let mut record = self.0.lock().unwrap();
         if record.refuse {
-            return Err(ConnectError("no ring".into()));
+            return Err(ConnectError(frontend.read("why").unwrap_or("no ring".into())));
         }
         record.calls.push("connect");
         Ok(vec![("saw".into(), frontend.read("ring-ref").unwrap_or_default())])
@@ -292,6 +293,16 @@ fn a_frontend_that_is_refused_again_and_again_does_not_fill_the_log() {
         }
     });
     assert!((1..=MAX_COMPLAINTS).contains(&lines), "{lines} lines");
+}
+
+#[test]
+fn a_refusal_that_quotes_a_frontend_without_end_is_cut() {
+    let mut bench = Bench::new();
+    bench.record.lock().unwrap().refuse = true;
+    bench.store.write(&format!("{FRONT}/why"), &"x\u{e9}".repeat(2000));
+    bench.front("3");
+    let told = &bench.store.0["/local/domain/1/error/device/vbd/51712/error"];
+    assert!((510..=512).contains(&told.len()) && told.starts_with("x\u{e9}x"), "{}", told.len());
 }
 
 #[test]
