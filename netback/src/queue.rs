@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use devices::complaints::Complaints;
 use devices::guess::Guess;
 use devices::xen::event_channel::BackendChannel;
 use devices::xen::grant_table::GrantTable;
@@ -52,6 +53,8 @@ impl Features {
 /// Counters of an interface. "tx" is what the guest transmits.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    /// Lines in the log that the guest caused, over all connections.
+    pub(crate) complaints: Complaints,
     pub(crate) tx_packets: AtomicU64,
     pub(crate) tx_bytes: AtomicU64,
     /// The host did not take them.
