@@ -10,6 +10,7 @@ pub mod complaints;
 pub mod guess;
 pub mod io;
 pub mod memory;
+pub mod ring;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod xen;
