@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, missing_docs, clippy::indexing_slicing)]
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst, fence};
 use std::sync::{Arc, Condvar, Mutex};
@@ -15,7 +16,7 @@ use crate::memory::{GuestRam, PAGE_SIZE, SharedPages};
 use crate::xen::event_channel::{EventChannels, EventDelivery, SendTarget};
 use crate::xen::grant_table::GrantTable;
 use crate::xen::types::{DomId, GrantRef, Port};
-use crate::xen::xenbus::{DomainHandle, FrontendKeys};
+use crate::xen::xenbus::{DomainHandle, FrontendKeys, Store};
 
 /// Lines that `f` writes to the log, on this thread.
 pub fn log_lines(f: impl FnOnce()) -> u32 {
@@ -275,4 +276,21 @@ impl FrontRing {
         }
         Some(response)
     }
+}
+
+/// xenstore without permissions: value by path.
+#[derive(Debug, Default)]
+pub struct MemoryStore(pub BTreeMap<String, String>);
+
+impl Store for MemoryStore {
+    fn read(&self, path: &str) -> Option<String> {
+        self.0.get(path).cloned()
+    }
+    fn write(&mut self, path: &str, value: &str) {
+        self.0.insert(path.into(), value.into());
+    }
+    fn remove(&mut self, path: &str) {
+        self.0.retain(|key, _| key != path && !key.starts_with(&format!("{path}/")));
+    }
+    fn make_directory(&mut self, _: &str, _: DomId, _: DomId) {}
 }

@@ -7,23 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::complaints::MAX_COMPLAINTS;
-use crate::testing::{FakeGuest, log_lines};
-
-#[derive(Default)]
-struct MemoryStore(BTreeMap<String, String>);
-
-impl Store for MemoryStore {
-    fn read(&self, path: &str) -> Option<String> {
-        self.0.get(path).cloned()
-    }
-    fn write(&mut self, path: &str, value: &str) {
-        self.0.insert(path.into(), value.into());
-    }
-    fn remove(&mut self, path: &str) {
-        self.0.retain(|key, _| key != path && !key.starts_with(&format!("{path}/")));
-    }
-    fn make_directory(&mut self, _: &str, _: DomId, _: DomId) {}
-}
+use crate::testing::{FakeGuest, MemoryStore, log_lines};
 
 /// What happened to a device, in order; and how it behaves.
 #[derive(Default)]
