@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub mod bucket;
+pub mod complaints;
 pub mod guess;
 pub mod io;
 pub mod memory;

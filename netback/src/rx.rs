@@ -371,8 +371,7 @@ impl Rx {
         }
         // EBADFD: the interface was deleted.
         self.gone = errno == libc::EBADFD;
-        if !self.complained {
-            self.complained = true;
+        if !std::mem::replace(&mut self.complained, true) && link.counters.complaints.may_complain() {
             let error = std::io::Error::from_raw_os_error(errno);
             tracing::warn!("{}: the tap cannot be read: {error}", link.tap.name());
         }
@@ -404,8 +403,9 @@ impl Rx {
                 Ok(page) => self.posted.push_back(Posted { id, page }),
                 Err(error) => {
                     count(&link.counters.rx_errors, 1);
-                    if !self.complained {
-                        self.complained = true;
+                    if !std::mem::replace(&mut self.complained, true)
+                        && link.counters.complaints.may_complain()
+                    {
                         tracing::warn!(
                             "{}: the guest posted a page that cannot be used: {error} (said once)",
                             link.tap.name()

@@ -211,8 +211,7 @@ impl Tx {
 
     fn refuse(&mut self, link: &Link, token: u16, refused: &Refused) {
         count(&link.counters.tx_errors, 1);
-        if !self.complained {
-            self.complained = true;
+        if !std::mem::replace(&mut self.complained, true) && link.counters.complaints.may_complain() {
             tracing::warn!("{}: a frame of the guest is refused: {refused} (said once)", link.tap.name());
         }
         self.ended.push((token, TxStatus::Error));
