@@ -9,6 +9,7 @@ pub mod bucket;
 pub mod guess;
 pub mod io;
 pub mod memory;
+pub mod ring;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod xen;
