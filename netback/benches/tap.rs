@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
 use std::io;
+use std::process::Stdio;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, SeqCst};
 use std::sync::mpsc;
@@ -44,6 +45,8 @@ struct Load {
     waiting: usize,
     /// How a guest has them in its pages.
     layout: Layout,
+    /// The tap is a port of a bridge, and they go on through another port.
+    bridged: bool,
 }
 
 /// Where the bytes of packets are in the guest's RAM.
@@ -149,18 +152,26 @@ fn main() {
         gso: Some(Gso { size: 1448, kind: GsoKind::TcpV4 }),
         waiting: 256,
         layout: Layout::Blocks,
+        bridged: false,
     };
+    let bridged = Load { name: "the same through a bridge", bridged: true, ..large.clone() };
     let single =
         Load { name: "TCP segments of 64 KiB in single pages", layout: Layout::Pages, ..large.clone() };
     let mut small = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
     small.resize(64, 7);
-    let small =
-        Load { name: "packets of 64 bytes", frame: small, gso: None, waiting: 4000, layout: Layout::Pages };
+    let small = Load {
+        name: "packets of 64 bytes",
+        frame: small,
+        gso: None,
+        waiting: 4000,
+        layout: Layout::Pages,
+        bridged: false,
+    };
     println!(
         "| load | bare loop | the same in pages | netback | of the loop | of it in pages | without io_uring |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|");
-    for load in [&large, &single, &small] {
+    for load in [&large, &bridged, &single, &small] {
         for to_host in [true, false] {
             // A frontend posts single pages.
             if load.layout == Layout::Blocks && !to_host {
@@ -223,12 +234,32 @@ fn report(load: &Load, to_host: bool, runs: &[Vec<Run>; 4]) {
     println!("| system calls per packet | 1 | 1 | {ring:.3} | | | {calls:.3} |");
 }
 
-fn tap(name: &str) -> (Tap, HostSide) {
+/// A tap that is ready, and its other side. Frames of the guest end in the host's stack, which has no use for them, at
+/// once or at the far end of a pair of interfaces behind a bridge.
+fn tap(name: &str, load: &Load) -> (Tap, HostSide) {
     let tap = Tap::create(name, 1).unwrap();
     tap.set_offload(Offload { csum: true, tso4: true, tso6: true }).unwrap();
     tap.set_carrier(true).unwrap();
     let host = HostSide::up(name, 1500);
     host.set_queue_len(4096);
+    let make = |words: &str| {
+        let ip = std::process::Command::new("ip").args(words.split(' ')).status().unwrap();
+        assert!(ip.success(), "ip {words}");
+    };
+    if load.bridged {
+        // What is there is of the round before.
+        let _ = std::process::Command::new("ip")
+            .args(["link", "delete", "bridge"])
+            .stderr(Stdio::null())
+            .status();
+        let _ =
+            std::process::Command::new("ip").args(["link", "delete", "near"]).stderr(Stdio::null()).status();
+        make("link add bridge up type bridge forward_delay 0 mcast_snooping 0");
+        make("link add near type veth peer name far");
+        make("link set far up");
+        make("link set near up master bridge");
+        make(&format!("link set {name} master bridge"));
+    }
     (tap, host)
 }
 
@@ -302,7 +333,7 @@ impl Memory {
 
 /// The loop has a thread of its own, as netback has, and as many packets as the ring.
 fn bare(load: &Load, to_host: bool, in_pages: bool) -> Run {
-    let (tap, host) = tap("bare");
+    let (tap, host) = tap("bare", load);
     host.notice_carrier();
     let frame = load.with_header();
     let memory = Memory::new(load, 256 / slots(load), in_pages);
@@ -427,7 +458,7 @@ struct Front {
 impl Front {
     /// This thread goes on `processor`, the interface's on the first one.
     fn new(load: &Load, io_uring: bool, processor: usize) -> Self {
-        let (tap, host) = tap("vif1.0");
+        let (tap, host) = tap("vif1.0", load);
         let config = VifConfig {
             index: 0,
             mac: "00:16:3e:00:00:01".parse().unwrap(),
