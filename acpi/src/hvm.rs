@@ -23,8 +23,8 @@ pub(crate) const SMBUS_PORTS_LEN: u8 = 16;
 /// one would not fit.
 const MP_CONFIG_IN_F_SEGMENT: usize = 1024;
 
-/// UIDs and ids of ACPI 1.0 and MP 1.4 are bytes, and 255 is for all.
-const MAX_BYTE_IDS: u32 = 255;
+/// UIDs and APIC ids of ACPI 1.0 and MP 1.4 are bytes, and 255 is for all: 0 to 254.
+const MAX_BYTE_IDS: usize = 255;
 
 /// The I/O APIC's id has four bits.
 const IO_APIC_IDS: u8 = 16;
@@ -190,8 +190,8 @@ impl HvmTopology {
             return Err(AcpiError::NoApic(vcpus));
         }
         let modern = self.acpi && self.profile == Profile::Modern;
-        let fits = |vcpu: &Vcpu| vcpu.apic_id < MAX_BYTE_IDS;
-        if !modern && !(u32::try_from(vcpus).is_ok_and(|vcpus| vcpus <= MAX_BYTE_IDS) && self.vcpus.iter().all(fits)) {
+        let fits = vcpus <= MAX_BYTE_IDS && self.vcpus.iter().all(|vcpu| vcpu.apic_id < 255);
+        if !modern && !fits {
             return Err(AcpiError::ByteIds(vcpus));
         }
         if self.low_ram_end == 0 || self.low_ram_end >= crate::routing::IO_APIC_ADDRESS {
@@ -223,7 +223,8 @@ impl HvmTopology {
         if let Some(block_id) = self.hpet {
             listed.push(tables.add(&hpet::hpet(block_id), 16, &[]));
         }
-        let entries = |size: u8| (sdt::BODY..).step_by(size.into()).zip(&listed).map(move |(at, _)| (at, size));
+        let entries =
+            |size: u8| (sdt::BODY..).step_by(size.into()).zip(&listed).map(move |(at, _)| (at, size));
         let rsdt = tables.add(&root::rsdt(&listed), 16, &entries(4).collect::<Vec<_>>());
         let rsdp = if xp {
             root::rsdp_v1(rsdt)

@@ -30,7 +30,8 @@ pub use fadt::{
 };
 pub use hpet::HPET_ADDRESS;
 pub use hvm::{
-    CpuIdentity, HvmTopology, MP_CONFIG_FILE, MP_POINTER_FILE, PIR_FILE, PmPorts, Profile, RSDP_FILE, TABLES_FILE,
+    CpuIdentity, HvmTopology, MP_CONFIG_FILE, MP_POINTER_FILE, PIR_FILE, PmPorts, Profile, RSDP_FILE,
+    TABLES_FILE,
 };
 pub use linker::{LOADER_SCRIPT, RomFile, RomFiles, Zone};
 pub use routing::{ISA_BRIDGE_DEVICE, PIRQ_IRQS, PciPin, Route, SCI_IRQ};
@@ -83,7 +84,9 @@ pub enum AcpiError {
     #[error("power management cannot be at {0:x?}: the ports must be multiples of 64, 16 and 4")]
     PmPorts(PmPorts),
     /// Not a pin of bus 0.
-    #[error("there is no pin {pin} of PCI function {device}.{function}: devices are 0 to 31, functions 0 to 7, pins 0 to 3")]
+    #[error(
+        "there is no pin {pin} of PCI function {device}.{function}: devices are 0 to 31, functions 0 to 7, pins 0 to 3"
+    )]
     PciPin {
         /// Device number.
         device: u8,

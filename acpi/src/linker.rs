@@ -221,7 +221,9 @@ impl RomFiles {
             }
             Fixup::Checksum { file, at, start, len } => {
                 let Some((_, bytes)) = index(file).and_then(|file| placed.get_mut(file)) else { return };
-                let Some(sum) = range_mut(bytes, start, len).map(|range| sdt::checksum(range)) else { return };
+                let Some(sum) = range_mut(bytes, start, len).map(|range| sdt::checksum(range)) else {
+                    return;
+                };
                 if let Some([byte]) = range_mut(bytes, at, 1) {
                     *byte = byte.wrapping_add(sum);
                 }

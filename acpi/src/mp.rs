@@ -207,6 +207,7 @@ fn io_interrupts(apic_id: u8, pins: &[PciPin]) -> Vec<Interrupt> {
     sources.dedup();
     let pci = sources.iter().map(|(source, irq)| entry(ACTIVE_HIGH_LEVEL, PCI_BUS, *source, *irq));
     let taken = |irq: &u8| PIRQ_IRQS.contains(irq) || sources.iter().any(|(_, used)| used == irq);
-    let isa = (0..16).filter(|irq| !taken(irq)).filter_map(|irq| Some(entry(0, ISA_BUS, irq, io_apic_pin(irq)?)));
+    let isa =
+        (0..16).filter(|irq| !taken(irq)).filter_map(|irq| Some(entry(0, ISA_BUS, irq, io_apic_pin(irq)?)));
     isa.chain(pci).collect()
 }

@@ -238,7 +238,8 @@ struct Strings(Vec<Vec<u8>>);
 
 impl Strings {
     fn add(&mut self, text: &str) -> u8 {
-        let bytes: Vec<u8> = text.bytes().filter(|byte| (b' '..=b'~').contains(byte)).take(MAX_STRING).collect();
+        let bytes: Vec<u8> =
+            text.bytes().filter(|byte| (b' '..=b'~').contains(byte)).take(MAX_STRING).collect();
         if bytes.is_empty() {
             return 0;
         }

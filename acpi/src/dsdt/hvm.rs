@@ -38,8 +38,14 @@ pub(crate) fn hvm(topology: &HvmTopology) -> Vec<u8> {
             (2, raw(&Scope::new("\\_SB_".into(), children(&devices))))
         }
     };
-    let parts =
-        [interrupt_model(), processors, pci_bus(topology), links::links(), links::routing_table(), soft_off()];
+    let parts = [
+        interrupt_model(),
+        processors,
+        pci_bus(topology),
+        links::links(),
+        links::routing_table(),
+        soft_off(),
+    ];
     let aml: Vec<u8> = parts.into_iter().flat_map(|Raw(bytes)| bytes).collect();
     sdt::table(*b"DSDT", revision, sdt::HVM, &aml)
 }
