@@ -6,9 +6,11 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub mod bucket;
+pub mod complaints;
 pub mod guess;
 pub mod io;
 pub mod memory;
+pub mod ring;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod xen;
