@@ -6,9 +6,12 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub mod bucket;
+pub mod bus;
+pub mod display;
 pub mod guess;
 pub mod io;
 pub mod memory;
+pub mod pci;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod xen;
