@@ -7,6 +7,7 @@
 
 pub mod bucket;
 pub mod bus;
+pub mod chipset;
 pub mod display;
 pub mod guess;
 pub mod io;
