@@ -70,6 +70,14 @@ impl Bus {
         self.ranges.write().unwrap_or_else(PoisonError::into_inner).remove(&base);
     }
 
+    /// Takes away what is mapped at `base`, if it is this device's.
+    pub fn unmap_of(&self, base: u64, device: &Shared) {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        if ranges.get(&base).is_some_and(|range| Arc::ptr_eq(&range.device, device)) {
+            ranges.remove(&base);
+        }
+    }
+
     fn find(&self, addr: u64, len: usize) -> Option<(Shared, Region, u64)> {
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
         let (base, range) = ranges.range(..=addr).next_back()?;

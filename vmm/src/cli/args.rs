@@ -95,8 +95,20 @@ pub(super) enum Command {
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
     /// The kernel: a bzImage or an ELF image with a PVH entry
-    #[arg(long, value_name = "FILE")]
-    pub(super) kernel: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "hvm")]
+    pub(super) kernel: Option<PathBuf>,
+    /// A PC that starts its firmware, in place of a kernel
+    #[arg(long)]
+    pub(super) hvm: bool,
+    /// The PC's firmware [default: SeaBIOS of the package seabios]
+    #[arg(long, value_name = "FILE", requires = "hvm")]
+    pub(super) bios: Option<PathBuf>,
+    /// The PC's power management: on or off
+    #[arg(long, value_name = "SWITCH", default_value = "on", requires = "hvm")]
+    pub(super) acpi: String,
+    /// The PC's APICs: on or off
+    #[arg(long, value_name = "SWITCH", default_value = "on", requires = "hvm")]
+    pub(super) apic: String,
     /// The initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub(super) initrd: Option<PathBuf>,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::Runner;
 use super::args::RunArgs;
 use crate::config::{
-    ConfigError, DEFAULT_IMAGES_DIR, DiskSpec, DomainConfig, NetConfig, Problem, check_name, parse_memory,
-    parse_vcpus,
+    ConfigError, DEFAULT_BIOS, DEFAULT_IMAGES_DIR, DiskSpec, DomainConfig, HvmConfig, NetConfig, Problem,
+    check_name, parse_memory, parse_switch, parse_vcpus,
 };
 use crate::exit::{ExitStatus, Failure};
 
@@ -22,9 +22,20 @@ fn describe(args: RunArgs, run_dir: PathBuf) -> Result<DomainConfig, ConfigError
         check_name(name)?;
     }
     let disks = args.disk.iter().map(|spec| DiskSpec::parse(spec)).collect::<Result<_, _>>()?;
+    let hvm = args
+        .hvm
+        .then(|| {
+            Ok(HvmConfig {
+                bios: args.bios.unwrap_or_else(|| DEFAULT_BIOS.into()),
+                acpi: parse_switch("--acpi", &args.acpi)?,
+                apic: parse_switch("--apic", &args.apic)?,
+            })
+        })
+        .transpose()?;
     let config = DomainConfig {
         name: args.name,
-        kernel: args.kernel,
+        hvm,
+        kernel: args.kernel.unwrap_or_default(),
         initrd: args.initrd,
         cmdline: args.cmdline,
         memory: parse_memory(&args.memory)?,

@@ -7,6 +7,7 @@
 pub mod disk;
 mod disk_grammar;
 pub mod error;
+mod hvm;
 mod iscsi;
 pub mod net;
 pub mod portal;
@@ -21,6 +22,8 @@ use serde::{Deserialize, Serialize};
 
 pub use disk::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource, DiskSpec, IscsiTarget};
 pub use error::{ConfigError, Problem};
+pub(crate) use hvm::parse_switch;
+pub use hvm::{DEFAULT_BIOS, HvmConfig};
 pub use net::{GuestIp, MAX_DEVID, NetConfig, Rate, VifScript, VifType, nat_router};
 pub use netback::MacAddr;
 pub use values::{
@@ -45,7 +48,9 @@ pub const MAX_NETS: usize = 64;
 pub struct DomainConfig {
     /// The name, unique among running domains. `None`: `domain-N` after the first id.
     pub name: Option<String>,
-    /// The kernel image: a bzImage or an uncompressed ELF file with a PVH entry.
+    /// A PC with firmware, in place of a kernel.
+    pub hvm: Option<HvmConfig>,
+    /// The kernel image: a bzImage or an uncompressed ELF file with a PVH entry. Empty for a PC.
     pub kernel: PathBuf,
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
@@ -76,6 +81,7 @@ impl Default for DomainConfig {
     fn default() -> Self {
         DomainConfig {
             name: None,
+            hvm: None,
             kernel: PathBuf::new(),
             initrd: None,
             cmdline: String::new(),
@@ -100,6 +106,9 @@ impl DomainConfig {
         }
         if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
             return Err(ConfigError::new("--vcpus", self.vcpus, Problem::Vcpus));
+        }
+        if let Some(hvm) = &self.hvm {
+            hvm.check(self)?;
         }
         if self.disks.len() > disk::MAX_DISKS {
             let problem = format!("a guest has at most {} disks; give fewer", disk::MAX_DISKS);
