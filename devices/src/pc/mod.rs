@@ -5,6 +5,7 @@
 //! | device | ports or address | interrupt |
 //! |---|---|---|
 //! | [`rtc::Rtc`] | 0x70 to 0x73 | 8 |
+//! | [`i8042::I8042`] | 0x60, 0x64 | 1, 12 |
 //! | [`port92::Port92`] | 0x92 | |
 //! | [`serial::Uart`] | 0x3f8 to 0x3ff | 4 |
 //! | [`dma::Dma`] | 0x00 to 0x0f, 0x80 to 0x8f, 0xc0 to 0xdf | |
@@ -16,10 +17,14 @@ use crate::bus::{IrqLine, Region, Timer};
 pub mod calendar;
 pub mod cmos;
 pub mod dma;
+pub mod i8042;
+mod keyboard;
 #[cfg(any(test, feature = "testing"))]
 pub mod manual;
+mod mouse;
 pub mod port92;
 pub mod rtc;
+pub mod scancodes;
 pub mod serial;
 
 /// A second in nanoseconds.
