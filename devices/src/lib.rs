@@ -12,6 +12,7 @@ pub mod display;
 pub mod guess;
 pub mod io;
 pub mod memory;
+pub mod pc;
 pub mod pci;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
