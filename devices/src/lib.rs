@@ -9,7 +9,9 @@ pub mod bucket;
 pub mod bus;
 pub mod display;
 pub mod guess;
+pub mod ide;
 pub mod io;
+pub mod medium;
 pub mod memory;
 pub mod pci;
 #[cfg(any(test, feature = "testing"))]
