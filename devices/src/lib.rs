@@ -14,4 +14,5 @@ pub mod memory;
 pub mod pci;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod vga;
 pub mod xen;
