@@ -144,7 +144,7 @@ fn edges(pc: &Pc, mask: u8, nanoseconds: u64) -> usize {
 fn retrace_follows_the_clock_and_the_timing_of_the_mode() {
     let pc = Pc::in_mode(&MODE_12);
     // 800 by 525 dots at 25.175 MHz are 16.683 ms; 480 lines are shown, and the retrace begins with line 490.
-    assert_eq!(edges(&pc, 0x08, 166_830_000), 20, "two in each of ten frames");
+    assert_eq!(edges(&pc, 0x08, 167_000_000), 20, "two in each of ten frames");
     assert_eq!(edges(&pc, 0x01, 16_683_000) / 2, 480);
     let line = 800 * 1000 / 25_175 * 1000;
     for (y, column, bits) in

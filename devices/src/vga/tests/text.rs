@@ -132,6 +132,7 @@ fn attribute_bit_3_chooses_the_second_font() {
 fn the_cursor_has_a_shape_and_blinks() {
     let mut pc = with_font(&TEXT_80, 0);
     put(&pc, 81, 0, 0x1e);
+    put(&pc, 240, 0, 0x1e);
     for (index, value) in [(0x0a, 13), (0x0b, 14), (0x0e, 0), (0x0f, 81)] {
         pc.crtc(index, value);
     }
