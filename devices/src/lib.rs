@@ -18,4 +18,5 @@ pub mod pc;
 pub mod pci;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod vga;
 pub mod xen;
