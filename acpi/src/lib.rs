@@ -1,19 +1,41 @@
-//! ACPI tables: a [`DomainTopology`] becomes the bytes of RSDP, XSDT, FADT, MADT and DSDT.
+//! The tables of a guest's firmware: what a machine has, as bytes. [`DomainTopology`] describes a PVH guest,
+//! [`HvmTopology`] an HVM guest's PC; an HVM guest may have ACPI 1.0b, ACPI 6.4 or neither, and without ACPI the
+//! tables of Intel's MultiProcessor Specification. [`Smbios`] tells what it is called.
 //!
-//! Source: ACPI specification 6.4. The tables of a PVH guest describe what such a guest has: processors with a
-//! local APIC, a register to switch off and one to reset. There is no I/O APIC, PIC, PM timer, RTC, VGA or
-//! keyboard controller, and the FADT must say so: Linux takes a Xen guest for PVH by those bits.
+//! Source: ACPI specification 6.4, and 1.0b for the XP profile. The tables of a PVH guest describe what such a guest
+//! has: processors with a local APIC, a register to switch off and one to reset. There is no I/O APIC, PIC, PM
+//! timer, RTC, VGA or keyboard controller, and the FADT must say so: Linux takes a Xen guest for PVH by those bits.
 //!
-//! Nothing here knows of KVM: the caller puts the bytes into guest memory at the address that it named, and
-//! serves the ports.
+//! Nothing here knows of KVM: the caller puts the bytes into guest memory at the address that it named, or into
+//! fw_cfg for SeaBIOS, and serves the ports. `docs/hvm-tables.md` says what a board must do to be what its tables
+//! tell.
 
 mod dsdt;
+mod facs;
 mod fadt;
+mod hpet;
+mod hvm;
+mod linker;
 mod madt;
+mod mp;
+mod pir;
 mod root;
+mod routing;
 mod sdt;
+mod smbios;
 
-pub use fadt::{PowerPorts, RESET_VALUE, is_power_off};
+pub use fadt::{
+    ACPI_DISABLE, ACPI_ENABLE, CMOS_CENTURY, PIIX4_SLEEP_TYPE_S5, PowerPorts, RESET_CONTROL_PORT,
+    RESET_CONTROL_VALUE, RESET_VALUE, SMI_COMMAND_PORT, is_power_off,
+};
+pub use hpet::HPET_ADDRESS;
+pub use hvm::{
+    CpuIdentity, HvmTopology, MP_CONFIG_FILE, MP_POINTER_FILE, PIR_FILE, PmPorts, Profile, RSDP_FILE,
+    TABLES_FILE,
+};
+pub use linker::{LOADER_SCRIPT, RomFile, RomFiles, Zone};
+pub use routing::{ISA_BRIDGE_DEVICE, PIRQ_IRQS, PciPin, Route, SCI_IRQ};
+pub use smbios::{SMBIOS_ANCHOR_FILE, SMBIOS_TABLES_FILE, Smbios, SmbiosTables};
 
 /// Devices \_SB.C000 to \_SB.CFFF.
 pub const MAX_VCPUS: usize = 4096;
@@ -49,6 +71,30 @@ pub enum AcpiError {
     /// Not aligned to 16 bytes, or the tables would reach past 4 GiB.
     #[error("ACPI tables cannot be at {0:#x}: the address must be below 4 GiB and a multiple of 16")]
     Base(u64),
+    /// Several processors without APICs.
+    #[error("a guest without APICs has one vCPU, not {0}; use --apic on, or --vcpus 1")]
+    NoApic(usize),
+    /// More than 255 processors, or an APIC id above 254, where ids are bytes.
+    #[error("{0} vCPUs need ids of more than 8 bits, which only ACPI's modern profile has; change --vcpus")]
+    ByteIds(usize),
+    /// Overlaps the I/O APIC, or there is none.
+    #[error("RAM below 4 GiB cannot end at {0:#x}: it must end between 1 and 0xfebfffff")]
+    LowRam(u32),
+    /// Zero, or not aligned as the chip wants it.
+    #[error("power management cannot be at {0:x?}: the ports must be multiples of 64, 16 and 4")]
+    PmPorts(PmPorts),
+    /// Not a pin of bus 0.
+    #[error(
+        "there is no pin {pin} of PCI function {device}.{function}: devices are 0 to 31, functions 0 to 7, pins 0 to 3"
+    )]
+    PciPin {
+        /// Device number.
+        device: u8,
+        /// Function number.
+        function: u8,
+        /// 0 for INTA#.
+        pin: u8,
+    },
 }
 
 /// The tables, ready to be copied to the address that they were made for.
@@ -86,7 +132,7 @@ impl DomainTopology {
         let dsdt = place(dsdt::pvh(self.vcpus.len()));
         let fadt = place(fadt::pvh(&self.ports, dsdt));
         let madt = place(madt::pvh(&self.vcpus));
-        let xsdt = place(root::xsdt(&[fadt, madt]));
+        let xsdt = place(root::xsdt(sdt::PVH, &[fadt, madt]));
         for (to, from) in bytes.iter_mut().zip(root::rsdp(xsdt)) {
             *to = from;
         }

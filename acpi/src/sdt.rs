@@ -6,6 +6,10 @@ use zerocopy::{Immutable, IntoBytes};
 /// OEMID of all tables.
 pub(crate) const OEM_ID: [u8; 6] = *b"XVMM  ";
 
+/// OEM table ids of a PVH and of an HVM guest's tables.
+pub(crate) const PVH: [u8; 8] = *b"XVMMPVH ";
+pub(crate) const HVM: [u8; 8] = *b"XVMMHVM ";
+
 /// DESCRIPTION_HEADER.
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
@@ -22,11 +26,13 @@ struct Header {
 }
 const _: () = assert!(size_of::<Header>() == 36);
 
-const CHECKSUM: usize = std::mem::offset_of!(Header, checksum);
+/// Where a table's checksum is, and where its body begins.
+pub(crate) const CHECKSUM: usize = std::mem::offset_of!(Header, checksum);
+pub(crate) const BODY: usize = size_of::<Header>();
 
-/// A whole table: header and body.
-pub(crate) fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
-    let len = size_of::<Header>() + body.len();
+/// A whole table: header and body. `oem_table_id` is [`PVH`] or [`HVM`].
+pub(crate) fn table(signature: [u8; 4], revision: u8, oem_table_id: [u8; 8], body: &[u8]) -> Vec<u8> {
+    let len = BODY + body.len();
     let header = Header {
         signature,
         // 4096 processors take less than 200 KiB.
@@ -34,7 +40,7 @@ pub(crate) fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
         revision,
         checksum: 0,
         oem_id: OEM_ID,
-        oem_table_id: *b"XVMMPVH ",
+        oem_table_id,
         oem_revision: U32::new(1),
         creator_id: *b"XVMM",
         creator_revision: U32::new(1),

@@ -147,17 +147,3 @@ fn impossible_topologies_and_addresses_are_refused() {
     assert_eq!(error(1, 0xffff_fff0), AcpiError::Base(0xffff_fff0));
     assert_eq!(error(1, u64::MAX - 15), AcpiError::Base(u64::MAX - 15));
 }
-
-/// For a look with other tools: `XVMM_TEST_ACPI=/tmp/x cargo test -p acpi -- --ignored`, then iasl -d.
-#[test]
-#[ignore = "writes one file per table to XVMM_TEST_ACPI"]
-fn write_tables_for_iasl() {
-    let folder = std::path::PathBuf::from(std::env::var_os("XVMM_TEST_ACPI").unwrap());
-    for vcpus in [1, 64, 300, 4096] {
-        let guest = Guest::new(&DomainTopology::new(vcpus));
-        for table in guest.xsdt.iter().chain([&guest.dsdt]) {
-            let name = String::from_utf8_lossy(&table[..4]).to_lowercase();
-            std::fs::write(folder.join(format!("{name}-{vcpus}.dat")), table).unwrap();
-        }
-    }
-}
