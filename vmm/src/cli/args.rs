@@ -148,6 +148,15 @@ pub(super) struct RunArgs {
     /// How long the guest may take to shut down before it is stopped
     #[arg(long, value_name = "SECONDS", default_value = "60", allow_hyphen_values = true)]
     pub(super) shutdown_timeout: String,
+    /// Where VNC viewers connect: HOST:DISPLAY[,unused] or unix:PATH; display 0 is port 5900
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) vnc: Option<String>,
+    /// A file with the password that VNC viewers need, in its first line
+    #[arg(long, value_name = "FILE", requires = "vnc")]
+    pub(super) vnc_password_file: Option<PathBuf>,
+    /// The layout of the guest's keyboard, for VNC viewers that send characters: en-us, en-gb, de, fr
+    #[arg(long, value_name = "NAME", requires = "vnc")]
+    pub(super) keymap: Option<String>,
 }
 
 #[derive(Debug, Args)]

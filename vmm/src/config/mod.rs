@@ -14,6 +14,7 @@ pub mod portal;
 mod spec;
 pub mod values;
 pub mod vdev;
+pub mod vnc;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,6 +32,7 @@ pub use values::{
     parse_vcpus,
 };
 pub use vdev::Vdev;
+pub use vnc::{DEFAULT_KEYMAP, FIRST_PORT, VncConfig, VncListen};
 
 /// The folder of state folders.
 pub const DEFAULT_RUN_DIR: &str = "/run/xvmm";
@@ -75,6 +77,9 @@ pub struct DomainConfig {
     pub shutdown_timeout: Duration,
     /// What happens when the guest reboots.
     pub on_reboot: OnReboot,
+    /// Where viewers of the screen connect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vnc: Option<VncConfig>,
 }
 
 impl Default for DomainConfig {
@@ -94,6 +99,7 @@ impl Default for DomainConfig {
             images_dir: DEFAULT_IMAGES_DIR.into(),
             shutdown_timeout: DEFAULT_SHUTDOWN_TIMEOUT,
             on_reboot: OnReboot::default(),
+            vnc: None,
         }
     }
 }
@@ -134,6 +140,9 @@ impl DomainConfig {
             if let Some(problem) = before.find_map(|other| net.conflict(other)) {
                 return Err(fail(problem));
             }
+        }
+        if let Some(vnc) = &self.vnc {
+            vnc.check()?;
         }
         Ok(())
     }
