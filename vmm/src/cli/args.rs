@@ -103,6 +103,15 @@ pub(super) struct RunArgs {
     /// The PC's firmware [default: SeaBIOS of the package seabios]
     #[arg(long, value_name = "FILE", requires = "hvm")]
     pub(super) bios: Option<PathBuf>,
+    /// The firmware of the PC's screen [default: that of the package seabios]
+    #[arg(long, value_name = "FILE", requires = "hvm")]
+    pub(super) vgabios: Option<PathBuf>,
+    /// What the PC boots from, in this order: c disk, d CD-ROM, n network
+    #[arg(long, value_name = "ORDER", default_value = "cdn", requires = "hvm")]
+    pub(super) boot: String,
+    /// The PC's clock shows the host's time zone
+    #[arg(long, requires = "hvm")]
+    pub(super) localtime: bool,
     /// The PC's power management: on or off
     #[arg(long, value_name = "SWITCH", default_value = "on", requires = "hvm")]
     pub(super) acpi: String,

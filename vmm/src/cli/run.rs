@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::Runner;
 use super::args::RunArgs;
 use crate::config::{
-    ConfigError, DEFAULT_BIOS, DEFAULT_IMAGES_DIR, DEFAULT_KEYMAP, DiskSpec, DomainConfig, HvmConfig, NetConfig, Problem,
-    VncConfig, check_name, parse_memory, parse_switch, parse_vcpus,
+    ConfigError, DEFAULT_BIOS, DEFAULT_IMAGES_DIR, DEFAULT_KEYMAP, DEFAULT_VGABIOS, DiskSpec, DomainConfig,
+    HvmConfig, NetConfig, Problem, VncConfig, check_name, parse_memory, parse_switch, parse_vcpus,
 };
 use crate::exit::{ExitStatus, Failure};
 
@@ -28,6 +28,9 @@ fn describe(args: RunArgs, run_dir: PathBuf) -> Result<DomainConfig, ConfigError
             Ok(HvmConfig {
                 bios: args.bios.unwrap_or_else(|| DEFAULT_BIOS.into()),
                 acpi: parse_switch("--acpi", &args.acpi)?,
+                vgabios: args.vgabios.unwrap_or_else(|| DEFAULT_VGABIOS.into()),
+                localtime: args.localtime,
+                boot: args.boot,
                 apic: parse_switch("--apic", &args.apic)?,
             })
         })

@@ -9,6 +9,9 @@ use super::{ConfigError, DomainConfig, Problem};
 /// The firmware of Debian's package seabios.
 pub const DEFAULT_BIOS: &str = "/usr/share/seabios/bios-256k.bin";
 
+/// The screen's firmware of the same package.
+pub const DEFAULT_VGABIOS: &str = "/usr/share/seabios/vgabios-stdvga.bin";
+
 /// The PC.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -19,11 +22,24 @@ pub struct HvmConfig {
     pub acpi: bool,
     /// With APICs.
     pub apic: bool,
+    /// The screen's firmware.
+    pub vgabios: PathBuf,
+    /// The clock shows the host's time zone, as Windows likes it.
+    pub localtime: bool,
+    /// What is booted from: letters c (disk), d (CD-ROM), n (network), in this order.
+    pub boot: String,
 }
 
 impl Default for HvmConfig {
     fn default() -> Self {
-        Self { bios: DEFAULT_BIOS.into(), acpi: true, apic: true }
+        Self {
+            bios: DEFAULT_BIOS.into(),
+            acpi: true,
+            apic: true,
+            vgabios: DEFAULT_VGABIOS.into(),
+            localtime: false,
+            boot: "cdn".into(),
+        }
     }
 }
 
@@ -39,6 +55,16 @@ impl HvmConfig {
                 "--kernel",
                 &kernel,
                 "an HVM guest starts its firmware; leave out --kernel or --hvm",
+            );
+        }
+        let letters = self.boot.chars();
+        let repeated =
+            letters.clone().enumerate().any(|(n, c)| self.boot.chars().take(n).any(|other| other == c));
+        if self.boot.is_empty() || repeated || !letters.clone().all(|c| "cdn".contains(c)) {
+            return fail(
+                "--boot",
+                &self.boot,
+                "not an order of c (disk), d (CD-ROM) and n (network); write dc, say",
             );
         }
         if !self.apic && config.vcpus > 1 {

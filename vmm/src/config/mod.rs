@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use disk::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource, DiskSpec, IscsiTarget};
 pub use error::{ConfigError, Problem};
 pub(crate) use hvm::parse_switch;
-pub use hvm::{DEFAULT_BIOS, HvmConfig};
+pub use hvm::{DEFAULT_BIOS, DEFAULT_VGABIOS, HvmConfig};
 pub use net::{GuestIp, MAX_DEVID, NetConfig, Rate, VifScript, VifType, nat_router};
 pub use netback::MacAddr;
 pub use values::{

@@ -113,14 +113,18 @@ struct Prepared {
 /// What the guest starts with.
 enum Program {
     Kernel(Kernel, Option<Initrd>),
-    Firmware(Vec<u8>),
+    Firmware { bios: Vec<u8>, vgabios: Vec<u8> },
 }
 
 impl Prepared {
     fn new(config: &DomainConfig) -> Result<Self, Failure> {
         if let Some(hvm) = &config.hvm {
-            let firmware = firmware::read(&hvm.bios)?;
-            return Ok(Self { host: Host::open(config.vcpus)?, program: Program::Firmware(firmware) });
+            let bios = firmware::read_bios(&hvm.bios)?;
+            let vgabios = firmware::read_vgabios(&hvm.vgabios)?;
+            return Ok(Self {
+                host: Host::open(config.vcpus)?,
+                program: Program::Firmware { bios, vgabios },
+            });
         }
         let kernel = Kernel::open(&config.kernel)?;
         let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
@@ -241,13 +245,18 @@ impl Domain {
                 let entry = load_kernel(config, &machine, &memmap, kernel, initrd.as_ref())?;
                 (memmap, Some(entry), None)
             }
-            Program::Firmware(firmware) => {
+            Program::Firmware { bios, vgabios } => {
+                let hvm = config.hvm.clone().unwrap_or_default();
                 let board = BoardConfig {
                     memory: config.memory,
                     vcpus: config.vcpus,
                     uuid: *uuid.as_bytes(),
-                    firmware,
-                    acpi: config.hvm.as_ref().is_some_and(|hvm| hvm.acpi),
+                    firmware: bios,
+                    vgabios: Some(vgabios),
+                    acpi: hvm.acpi,
+                    apic: hvm.apic,
+                    localtime: hvm.localtime,
+                    boot: firmware::boot_order(&hvm.boot),
                 };
                 let board = Board::build(&machine, &board, &mut timers)?;
                 (Layout::PC.memmap(config.memory), None, Some(board))

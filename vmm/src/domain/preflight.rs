@@ -11,7 +11,9 @@ use blkback::ImageError;
 
 use super::disks::{self, StorageError};
 use super::{DomainError, ImageId, Registry};
-use crate::config::{Access, ConsoleTarget, DEFAULT_BIOS, DiskConfig, DiskFormat, DiskSource, DomainConfig};
+use crate::config::{
+    Access, ConsoleTarget, DEFAULT_BIOS, DEFAULT_VGABIOS, DiskConfig, DiskFormat, DiskSource, DomainConfig,
+};
 use crate::network::{self, NetworkError};
 
 /// What stands in the way on the host. One sentence.
@@ -26,15 +28,17 @@ pub enum PreflightError {
         problem: FileProblem,
     },
     /// The firmware of a PC cannot be used.
-    #[error("--bios {}: {problem}", path.display())]
+    #[error("{flag} {}: {problem}", path.display())]
     Bios {
+        /// Which one.
+        flag: &'static str,
         /// The file.
         path: PathBuf,
         /// The reason.
         problem: FileProblem,
     },
     /// The firmware that is used unless another one is named is not there.
-    #[error("an HVM guest needs SeaBIOS, and {} is not there; install the package seabios, or name an image with --bios", .0.display())]
+    #[error("an HVM guest needs SeaBIOS, and {} is not there; install the package seabios, or name images with --bios and --vgabios", .0.display())]
     NoSeaBios(PathBuf),
     /// The initial RAM disk cannot be used.
     #[error("--initrd {}: {problem}", path.display())]
@@ -113,8 +117,10 @@ pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
         .map_err(|source| PreflightError::Host { what: "the current directory is not there", source })?;
 
     if let Some(hvm) = &mut config.hvm {
-        readable_file(&hvm.bios).map_err(|problem| firmware_problem(&hvm.bios, problem))?;
-        hvm.bios = here.join(&hvm.bios);
+        for (flag, path) in [("--bios", &mut hvm.bios), ("--vgabios", &mut hvm.vgabios)] {
+            readable_file(path).map_err(|problem| firmware_problem(flag, path, problem))?;
+            *path = here.join(&path);
+        }
     } else {
         readable_file(&config.kernel)
             .map_err(|problem| PreflightError::Kernel { path: config.kernel.clone(), problem })?;
@@ -213,10 +219,12 @@ fn check_image(disk: &DiskConfig, path: &Path, run_dir: &Path) -> Result<ImageId
     }
 }
 
-fn firmware_problem(path: &Path, problem: FileProblem) -> PreflightError {
+fn firmware_problem(flag: &'static str, path: &Path, problem: FileProblem) -> PreflightError {
     match problem {
-        FileProblem::Missing if path == Path::new(DEFAULT_BIOS) => PreflightError::NoSeaBios(path.to_owned()),
-        problem => PreflightError::Bios { path: path.to_owned(), problem },
+        FileProblem::Missing if [DEFAULT_BIOS, DEFAULT_VGABIOS].map(Path::new).contains(&path) => {
+            PreflightError::NoSeaBios(path.to_owned())
+        }
+        problem => PreflightError::Bios { flag, path: path.to_owned(), problem },
     }
 }
 

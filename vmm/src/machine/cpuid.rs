@@ -47,6 +47,15 @@ impl CpuidTemplate {
         Ok(Self { entries, vcpus, apic, xen })
     }
 
+    /// Leaf 1, as far as tables repeat it.
+    pub(super) fn identity(&self) -> acpi::CpuIdentity {
+        let leaf = self.entries.iter().find(|entry| entry.function == 1);
+        leaf.map_or_else(Default::default, |entry| acpi::CpuIdentity {
+            signature: entry.eax,
+            features: if self.apic { entry.edx } else { entry.edx & !FEATURE_1_EDX_APIC },
+        })
+    }
+
     /// The leaves of vCPU `id`.
     pub(super) fn for_vcpu(&self, id: u32, domid: u16, tsc_khz: u32) -> Result<CpuId, MachineError> {
         let amd = self.entries.iter().any(|e| e.function == 0 && e.ecx == u32::from_le_bytes(*b"cAMD"));

@@ -202,6 +202,8 @@ pub struct Machine {
     shared_info: Arc<SharedPages>,
     special: Arc<SharedPages>,
     kind: MachineKind,
+    /// What CPUID tells of the processor.
+    cpu: acpi::CpuIdentity,
     xen: bool,
     exits: OnceLock<Arc<dyn Exits>>,
     queues: Arc<[VcpuQueue]>,
@@ -271,6 +273,7 @@ impl Machine {
             shared_info,
             special,
             kind: config.kind,
+            cpu: template.identity(),
             xen,
             exits: OnceLock::new(),
             queues: (0..config.vcpus).map(|_| VcpuQueue::default()).collect(),

@@ -3,17 +3,22 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use acpi::{CpuIdentity, HvmTopology, PciPin, Smbios};
 use devices::bus::{IrqLine, Region, Registers, Shared};
 use devices::chipset::{
     DEBUG_PORTS, DebugPort, FW_CFG_PORTS, FwCfg, HostBridge, InterruptRouter, IsaBridge, PIIX_DEVICE,
     POWER_FUNCTION, POWER_PORTS, Power, PowerConfig, PowerSwitch, SCI_IRQ, XEN_DEBUG_PORT,
 };
 use devices::memory::{PAGE_SIZE, SharedPages};
+use devices::pc::cmos::BootDevice;
+use devices::pc::i8042::Ps2Input;
 use devices::pci::{PciBus, PciFunction};
+use devices::vga::VgaScreen;
 use kvm_ioctls::VmFd;
 
 use super::super::memory::{Access, Layout};
 use super::super::{Exits, Machine, MachineError, vcpu::StopSignal};
+use super::legacy::{self, Legacy};
 use super::mapper::Mapper;
 use super::shadow::ShadowMap;
 use super::timers::Timers;
@@ -51,8 +56,16 @@ pub struct BoardConfig<'a> {
     pub uuid: [u8; 16],
     /// The firmware: its end is the end of the first 4 GiB.
     pub firmware: &'a [u8],
+    /// The screen's firmware, if there is one.
+    pub vgabios: Option<&'a [u8]>,
     /// With power management.
     pub acpi: bool,
+    /// With APICs.
+    pub apic: bool,
+    /// The clock shows the host's time zone.
+    pub localtime: bool,
+    /// What is booted from, in this order.
+    pub boot: Vec<BootDevice>,
 }
 
 struct Switch(Arc<StopSignal>);
@@ -116,10 +129,11 @@ pub struct Board {
     mapper: Arc<Mapper>,
     shadow: Arc<ShadowMap>,
     power: Option<Arc<Mutex<Power>>>,
+    legacy: Legacy,
 }
 
 /// The ways in which a board cannot be made.
-fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> MachineError {
+pub(super) fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> MachineError {
     MachineError::kvm("a device of the board")(io::Error::other(error))
 }
 
@@ -142,11 +156,13 @@ impl Board {
         let host: Shared<dyn PciFunction> = Arc::new(Mutex::new(HostBridge::new(Arc::clone(&shadow) as _)));
         pci.add(0, 0, host);
         pci.add(PIIX_DEVICE, 0, Arc::clone(&bridge) as _);
+        let lines = (&router, &switch);
+        let legacy = legacy::build(machine, config, &mapper, lines, timers, &mut pci)?;
         let power = if config.acpi {
             let power = PowerConfig {
                 sci: router.isa(SCI_IRQ),
                 timer: timers.clock().map_err(failed)?,
-                switch,
+                switch: Arc::clone(&switch),
                 places: Arc::clone(&mapper) as _,
             };
             let power = Arc::new(Mutex::new(Power::new(power)));
@@ -162,6 +178,8 @@ impl Board {
             None
         };
 
+        let pins = pci.pins().map(|(device, function, pin)| PciPin { device, function, pin }).collect();
+        let fw_cfg: Shared = Arc::new(Mutex::new(fw_cfg(machine, config, pins)?));
         let ports: Shared = Arc::new(Mutex::new(PciPorts { pci, bridge }));
         mapper.ports.map(PCI_PORTS.0, PCI_PORTS.1, &ports, 0);
         let debug = |name| -> Shared {
@@ -169,10 +187,9 @@ impl Board {
         };
         mapper.ports.map(DEBUG_PORTS.0, DEBUG_PORTS.1, &debug("firmware"), DEBUG_PORTS.2);
         mapper.ports.map(XEN_DEBUG_PORT.0, XEN_DEBUG_PORT.1, &debug("guest"), XEN_DEBUG_PORT.2);
-        let fw_cfg: Shared = Arc::new(Mutex::new(fw_cfg(machine, config)?));
         mapper.ports.map(FW_CFG_PORTS.0, FW_CFG_PORTS.1, &fw_cfg, FW_CFG_PORTS.2);
 
-        let board = Arc::new(Self { mapper, shadow, power });
+        let board = Arc::new(Self { mapper, shadow, power, legacy });
         machine.set_exits(Arc::clone(&board) as _);
         Ok(board)
     }
@@ -182,6 +199,23 @@ impl Board {
         let Some(power) = &self.power else { return false };
         power.lock().unwrap_or_else(std::sync::PoisonError::into_inner).press_button();
         true
+    }
+}
+
+impl Board {
+    /// Gives the serial port what was typed; returns how many bytes it took.
+    pub fn type_in(&self, bytes: &[u8]) -> usize {
+        self.legacy.type_in(bytes)
+    }
+
+    /// Keyboard and mouse.
+    pub fn input(&self) -> Ps2Input {
+        self.legacy.input()
+    }
+
+    /// The screen.
+    pub fn screen(&self) -> VgaScreen {
+        VgaScreen::new(Arc::clone(&self.legacy.vga))
     }
 }
 
@@ -195,7 +229,7 @@ fn load_firmware(machine: &Arc<Machine>, firmware: &[u8]) -> Result<Arc<SharedPa
     Ok(rom)
 }
 
-fn fw_cfg(machine: &Machine, config: &BoardConfig) -> Result<FwCfg, MachineError> {
+fn fw_cfg(machine: &Machine, config: &BoardConfig, pins: Vec<PciPin>) -> Result<FwCfg, MachineError> {
     let mut device = FwCfg::new(Arc::clone(&machine.ram));
     let cpus = u16::try_from(config.vcpus).unwrap_or(u16::MAX).to_le_bytes();
     device.add(item::UUID, config.uuid);
@@ -220,7 +254,45 @@ fn fw_cfg(machine: &Machine, config: &BoardConfig) -> Result<FwCfg, MachineError
     device.add_file("etc/system-states", SYSTEM_STATES).map_err(failed)?;
     // Without anything to boot from the firmware waits, rather than to start over.
     device.add_file("etc/boot-fail-wait", u32::MAX.to_le_bytes()).map_err(failed)?;
+    add_tables(&mut device, machine.cpu, config, pins)?;
     Ok(device)
+}
+
+/// The tables of ACPI, MP and SMBIOS, which the firmware only moves to their places.
+fn add_tables(
+    device: &mut FwCfg,
+    cpu: CpuIdentity,
+    config: &BoardConfig,
+    pins: Vec<PciPin>,
+) -> Result<(), MachineError> {
+    let ram = Layout::PC.ram_ranges(config.memory);
+    let low_ram_end = ram.first().and_then(|(_, len)| u32::try_from(*len).ok()).unwrap_or(0);
+    let topology = HvmTopology {
+        cpu,
+        pins,
+        acpi: config.acpi,
+        apic: config.apic,
+        ..HvmTopology::new(config.vcpus, low_ram_end)
+    };
+    for (name, bytes) in topology.tables().map_err(failed)?.fw_cfg() {
+        device.add_file(name, bytes).map_err(failed)?;
+    }
+    let smbios = Smbios {
+        manufacturer: "Xen".into(),
+        product: "HVM domU".into(),
+        version: "4.17".into(),
+        release_date: "01/01/2024".into(),
+        uuid: config.uuid,
+        serial: uuid::Uuid::from_bytes(config.uuid).to_string(),
+        cpu,
+        sockets: 1,
+        cores: u16::try_from(config.vcpus).unwrap_or(u16::MAX),
+        threads: 1,
+        ram: ram.iter().map(|(start, len)| *start..start + len).collect(),
+    };
+    let tables = smbios.tables();
+    device.add_file(acpi::SMBIOS_ANCHOR_FILE, tables.anchor).map_err(failed)?;
+    device.add_file(acpi::SMBIOS_TABLES_FILE, tables.tables).map_err(failed)
 }
 
 impl Exits for Board {

@@ -1,6 +1,7 @@
 //! A PC: KVM's interrupt controllers and interval timer, the chip set's devices, firmware.
 
 mod board;
+mod legacy;
 mod mapper;
 mod shadow;
 mod timers;
