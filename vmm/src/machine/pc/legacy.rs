@@ -133,7 +133,7 @@ pub(super) fn build(
 
     let device: Shared = Arc::new(Mutex::new(Port92::new(lines)));
     map(ports, &device, &[PORT92]);
-    let device: Shared = Arc::new(Mutex::new(Dma::new()));
+    let device: Shared = Arc::new(Mutex::new(Dma::default()));
     map(ports, &device, &DMA_PORTS);
 
     let typed = Typed::default();

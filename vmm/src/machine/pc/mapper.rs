@@ -33,15 +33,14 @@ impl Mapper {
         }
     }
 
-    /// Maps a region that is plain memory. False: it is none, or KVM refuses.
+    /// Maps a region that is plain memory, read-only. False: it is none, or KVM refuses.
     fn map_memory(&self, function: &Shared<dyn PciFunction>, bar: Bar) -> bool {
         let Some(machine) = self.machine.upgrade() else { return false };
         let pages = function.lock().unwrap_or_else(PoisonError::into_inner).memory(bar.index);
         let Some(pages) = pages else { return false };
         let count = usize::try_from(bar.len).unwrap_or(usize::MAX) / PAGE_SIZE;
         // Where software puts a register is its own affair: over RAM or the interrupt controllers nothing is mapped.
-        let access = if bar.kind == BarKind::Rom { Access::ReadOnly } else { Access::Full };
-        match machine.space.map_pages(&pages, 0, count.min(pages.pages()), bar.base, access) {
+        match machine.space.map_pages(&pages, 0, count.min(pages.pages()), bar.base, Access::ReadOnly) {
             Ok(slot) => {
                 self.slots.lock().unwrap_or_else(PoisonError::into_inner).insert(bar.base, slot);
                 true
@@ -56,7 +55,8 @@ impl Mapper {
 
 impl BarMapper for Mapper {
     fn map(&self, function: &Shared<dyn PciFunction>, bar: Bar) {
-        if bar.kind != BarKind::Io && self.map_memory(function, bar) {
+        // Memory that can be written has to come to its device, which would not learn of the writes.
+        if bar.kind == BarKind::Rom && self.map_memory(function, bar) {
             return;
         }
         let bus = if bar.kind == BarKind::Io { &self.ports } else { &self.memory };
