@@ -6,11 +6,19 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub mod bucket;
+pub mod bus;
+pub mod chipset;
 pub mod complaints;
+pub mod display;
 pub mod guess;
+pub mod ide;
 pub mod io;
+pub mod medium;
 pub mod memory;
+pub mod pc;
+pub mod pci;
 pub mod ring;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod vga;
 pub mod xen;

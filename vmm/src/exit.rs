@@ -194,7 +194,9 @@ impl From<PreflightError> for Failure {
             PreflightError::Net(error) => return error.into(),
             PreflightError::Disk(error) => return Failure::from_storage(&error, None),
             PreflightError::Kernel { problem: FileProblem::Empty, .. } => ExitStatus::NotAKernel,
-            PreflightError::Kernel { .. } => ExitStatus::KernelMissing,
+            PreflightError::Kernel { .. } | PreflightError::Bios { .. } | PreflightError::NoSeaBios(_) => {
+                ExitStatus::KernelMissing
+            }
             PreflightError::Initrd { .. } => ExitStatus::InitrdMissing,
             PreflightError::InitrdTooLarge { .. } => ExitStatus::InitrdTooLarge,
             PreflightError::NoSuchImage { .. } => ExitStatus::DiskMissing,

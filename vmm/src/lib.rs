@@ -5,6 +5,7 @@ pub mod boot;
 pub mod cli;
 pub mod config;
 pub mod console;
+pub mod display;
 pub mod domain;
 pub mod exit;
 mod host_tool;

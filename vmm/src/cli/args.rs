@@ -95,8 +95,29 @@ pub(super) enum Command {
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
     /// The kernel: a bzImage or an ELF image with a PVH entry
-    #[arg(long, value_name = "FILE")]
-    pub(super) kernel: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "hvm")]
+    pub(super) kernel: Option<PathBuf>,
+    /// A PC that starts its firmware, in place of a kernel
+    #[arg(long)]
+    pub(super) hvm: bool,
+    /// The PC's firmware [default: SeaBIOS of the package seabios]
+    #[arg(long, value_name = "FILE", requires = "hvm")]
+    pub(super) bios: Option<PathBuf>,
+    /// The firmware of the PC's screen [default: that of the package seabios]
+    #[arg(long, value_name = "FILE", requires = "hvm")]
+    pub(super) vgabios: Option<PathBuf>,
+    /// What the PC boots from, in this order: c disk, d CD-ROM, n network
+    #[arg(long, value_name = "ORDER", default_value = "cdn", requires = "hvm")]
+    pub(super) boot: String,
+    /// The PC's clock shows the host's time zone
+    #[arg(long, requires = "hvm")]
+    pub(super) localtime: bool,
+    /// The PC's power management: on or off
+    #[arg(long, value_name = "SWITCH", default_value = "on", requires = "hvm")]
+    pub(super) acpi: String,
+    /// The PC's APICs: on or off
+    #[arg(long, value_name = "SWITCH", default_value = "on", requires = "hvm")]
+    pub(super) apic: String,
     /// The initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub(super) initrd: Option<PathBuf>,
@@ -136,6 +157,15 @@ pub(super) struct RunArgs {
     /// How long the guest may take to shut down before it is stopped
     #[arg(long, value_name = "SECONDS", default_value = "60", allow_hyphen_values = true)]
     pub(super) shutdown_timeout: String,
+    /// Where VNC viewers connect: HOST:DISPLAY[,unused] or unix:PATH; display 0 is port 5900
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) vnc: Option<String>,
+    /// A file with the password that VNC viewers need, in its first line
+    #[arg(long, value_name = "FILE", requires = "vnc")]
+    pub(super) vnc_password_file: Option<PathBuf>,
+    /// The layout of the guest's keyboard, for VNC viewers that send characters: en-us, en-gb, de, fr
+    #[arg(long, value_name = "NAME", requires = "vnc")]
+    pub(super) keymap: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::Runner;
 use super::args::RunArgs;
 use crate::config::{
-    ConfigError, DEFAULT_IMAGES_DIR, DiskSpec, DomainConfig, NetConfig, Problem, check_name, parse_memory,
-    parse_vcpus,
+    ConfigError, DEFAULT_BIOS, DEFAULT_IMAGES_DIR, DEFAULT_KEYMAP, DEFAULT_VGABIOS, DiskSpec, DomainConfig,
+    HvmConfig, NetConfig, Problem, VncConfig, check_name, parse_memory, parse_switch, parse_vcpus,
 };
 use crate::exit::{ExitStatus, Failure};
 
@@ -22,9 +22,24 @@ fn describe(args: RunArgs, run_dir: PathBuf) -> Result<DomainConfig, ConfigError
         check_name(name)?;
     }
     let disks = args.disk.iter().map(|spec| DiskSpec::parse(spec)).collect::<Result<_, _>>()?;
+    let hvm = args
+        .hvm
+        .then(|| {
+            Ok(HvmConfig {
+                bios: args.bios.unwrap_or_else(|| DEFAULT_BIOS.into()),
+                acpi: parse_switch("--acpi", &args.acpi)?,
+                vgabios: args.vgabios.unwrap_or_else(|| DEFAULT_VGABIOS.into()),
+                localtime: args.localtime,
+                boot: args.boot,
+                apic: parse_switch("--apic", &args.apic)?,
+            })
+        })
+        .transpose()?;
+    let vnc = describe_vnc(args.vnc, args.vnc_password_file, args.keymap)?;
     let config = DomainConfig {
         name: args.name,
-        kernel: args.kernel,
+        hvm,
+        kernel: args.kernel.unwrap_or_default(),
         initrd: args.initrd,
         cmdline: args.cmdline,
         memory: parse_memory(&args.memory)?,
@@ -36,9 +51,26 @@ fn describe(args: RunArgs, run_dir: PathBuf) -> Result<DomainConfig, ConfigError
         images_dir: images_dir.unwrap_or_else(|| DEFAULT_IMAGES_DIR.into()),
         shutdown_timeout: parse_seconds("--shutdown-timeout", &args.shutdown_timeout)?,
         on_reboot: args.on_reboot.parse()?,
+        vnc,
     };
     config.validate()?;
     Ok(config)
+}
+
+/// What `--vnc` and the flags beside it give.
+fn describe_vnc(
+    listen: Option<String>,
+    password_file: Option<PathBuf>,
+    keymap: Option<String>,
+) -> Result<Option<VncConfig>, ConfigError> {
+    let Some(listen) = listen else { return Ok(None) };
+    // The process may be in another directory when it reads the file again.
+    let password_file = password_file.map(|file| std::path::absolute(&file).unwrap_or(file));
+    Ok(Some(VncConfig {
+        listen: listen.parse()?,
+        password_file,
+        keymap: keymap.unwrap_or_else(|| DEFAULT_KEYMAP.into()),
+    }))
 }
 
 /// Parses a number of seconds, at most a year.

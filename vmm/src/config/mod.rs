@@ -7,12 +7,14 @@
 pub mod disk;
 mod disk_grammar;
 pub mod error;
+mod hvm;
 mod iscsi;
 pub mod net;
 pub mod portal;
 mod spec;
 pub mod values;
 pub mod vdev;
+pub mod vnc;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,6 +23,8 @@ use serde::{Deserialize, Serialize};
 
 pub use disk::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource, DiskSpec, IscsiTarget};
 pub use error::{ConfigError, Problem};
+pub(crate) use hvm::parse_switch;
+pub use hvm::{DEFAULT_BIOS, DEFAULT_VGABIOS, HvmConfig};
 pub use net::{GuestIp, MAX_DEVID, NetConfig, Rate, VifScript, VifType, nat_router};
 pub use netback::MacAddr;
 pub use values::{
@@ -28,6 +32,7 @@ pub use values::{
     parse_vcpus,
 };
 pub use vdev::Vdev;
+pub use vnc::{DEFAULT_KEYMAP, FIRST_PORT, VncConfig, VncListen};
 
 /// The folder of state folders.
 pub const DEFAULT_RUN_DIR: &str = "/run/xvmm";
@@ -45,7 +50,9 @@ pub const MAX_NETS: usize = 64;
 pub struct DomainConfig {
     /// The name, unique among running domains. `None`: `domain-N` after the first id.
     pub name: Option<String>,
-    /// The kernel image: a bzImage or an uncompressed ELF file with a PVH entry.
+    /// A PC with firmware, in place of a kernel.
+    pub hvm: Option<HvmConfig>,
+    /// The kernel image: a bzImage or an uncompressed ELF file with a PVH entry. Empty for a PC.
     pub kernel: PathBuf,
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
@@ -70,12 +77,16 @@ pub struct DomainConfig {
     pub shutdown_timeout: Duration,
     /// What happens when the guest reboots.
     pub on_reboot: OnReboot,
+    /// Where viewers of the screen connect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vnc: Option<VncConfig>,
 }
 
 impl Default for DomainConfig {
     fn default() -> Self {
         DomainConfig {
             name: None,
+            hvm: None,
             kernel: PathBuf::new(),
             initrd: None,
             cmdline: String::new(),
@@ -88,6 +99,7 @@ impl Default for DomainConfig {
             images_dir: DEFAULT_IMAGES_DIR.into(),
             shutdown_timeout: DEFAULT_SHUTDOWN_TIMEOUT,
             on_reboot: OnReboot::default(),
+            vnc: None,
         }
     }
 }
@@ -100,6 +112,9 @@ impl DomainConfig {
         }
         if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
             return Err(ConfigError::new("--vcpus", self.vcpus, Problem::Vcpus));
+        }
+        if let Some(hvm) = &self.hvm {
+            hvm.check(self)?;
         }
         if self.disks.len() > disk::MAX_DISKS {
             let problem = format!("a guest has at most {} disks; give fewer", disk::MAX_DISKS);
@@ -125,6 +140,9 @@ impl DomainConfig {
             if let Some(problem) = before.find_map(|other| net.conflict(other)) {
                 return Err(fail(problem));
             }
+        }
+        if let Some(vnc) = &self.vnc {
+            vnc.check()?;
         }
         Ok(())
     }

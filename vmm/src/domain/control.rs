@@ -15,6 +15,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::store_service::SharedStore;
 use crate::hypercall::StopReason;
 use crate::machine::StopSignal;
+use crate::machine::pc::Board;
 
 /// How a run of a domain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +94,7 @@ pub(super) struct Control {
     requests: Rc<Requests>,
     store: SharedStore,
     timeout: Duration,
+    board: Option<Arc<Board>>,
     asked: bool,
     ending: Option<Ending>,
 }
@@ -104,9 +106,10 @@ impl Control {
         requests: Rc<Requests>,
         store: SharedStore,
         timeout: Duration,
+        board: Option<Arc<Board>>,
     ) -> io::Result<Self> {
         let timer = TimerFd::new().map_err(io::Error::from)?;
-        Ok(Self { stop, signals, timer, requests, store, timeout, asked: false, ending: None })
+        Ok(Self { stop, signals, timer, requests, store, timeout, board, asked: false, ending: None })
     }
 
     /// Looks at what was requested since the last call; then how the domain ended, if it did.
@@ -132,12 +135,15 @@ impl Control {
         if self.asked { self.end(Ending::Forced) } else { self.ask("poweroff", None) }
     }
 
-    /// Asks the guest through xenstore, and gives it until the timeout.
+    /// Asks the guest through xenstore and by the power button, and gives it until the timeout.
     fn ask(&mut self, what: &'static str, timeout: Option<Duration>) {
         self.asked = true;
         let timeout = timeout.unwrap_or(self.timeout);
         tracing::info!(what, ?timeout, "asking the guest to shut down");
         self.store.borrow_mut().request_shutdown(what);
+        if let (Some(board), "poweroff") = (&self.board, what) {
+            board.press_power_button();
+        }
         if timeout.is_zero() {
             return self.end(Ending::Forced);
         }

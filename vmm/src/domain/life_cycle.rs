@@ -23,14 +23,15 @@ use super::control::{Control, Ending, Requests, Signals};
 use super::disks::{self, LimitGroups};
 use super::hotplug::Hotplug;
 use super::store_service::StoreService;
-use super::{DomainDir, Registry, change, preflight, vif};
+use super::{DomainDir, Registry, change, firmware, preflight, vif};
 use crate::api::{ApiHandler, ApiServer, DeviceChange, Reply, Shutdown};
-use crate::boot::{Initrd, Kernel, LoadRequest, MemmapEntry};
+use crate::boot::{BootEntry, Initrd, Kernel, LoadRequest, MemmapEntry};
 use crate::config::{DomainConfig, OnReboot};
 use crate::console::Console;
 use crate::exit::{ExitStatus, Failure};
 use crate::hypercall::{DomainFacts, HvmParams, Hypercalls, StopReason};
-use crate::machine::{self, ACPI_ADDRESS, Host, Machine, MachineConfig, SPECIAL_GFN};
+use crate::machine::pc::{Board, BoardConfig, Timers};
+use crate::machine::{self, ACPI_ADDRESS, Host, Layout, Machine, MachineConfig, MachineKind, SPECIAL_GFN};
 use crate::storage;
 
 /// Pages of the special area: the places that QEMU gives them too.
@@ -106,16 +107,31 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
 /// What is known to be good before anything is made: KVM, kernel, initrd.
 struct Prepared {
     host: Host,
-    kernel: Kernel,
-    initrd: Option<Initrd>,
+    program: Program,
+}
+
+/// What the guest starts with.
+enum Program {
+    Kernel(Kernel, Option<Initrd>),
+    Firmware { bios: Vec<u8>, vgabios: Vec<u8> },
 }
 
 impl Prepared {
     fn new(config: &DomainConfig) -> Result<Self, Failure> {
+        if let Some(hvm) = &config.hvm {
+            let bios = firmware::read_bios(&hvm.bios)?;
+            let vgabios = firmware::read_vgabios(&hvm.vgabios)?;
+            return Ok(Self {
+                host: Host::open(config.vcpus)?,
+                program: Program::Firmware { bios, vgabios },
+            });
+        }
         let kernel = Kernel::open(&config.kernel)?;
         let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
-        kernel.check(&load_request(config, &machine::memmap(config.memory), initrd.as_ref()))?;
-        Ok(Self { host: Host::open(config.vcpus)?, kernel, initrd })
+        kernel.check(&load_request(config, &Layout::PVH.memmap(config.memory), initrd.as_ref()))?;
+        let host = Host::open(config.vcpus)?;
+        host.require_xen()?;
+        Ok(Self { host, program: Program::Kernel(kernel, initrd) })
     }
 }
 
@@ -167,7 +183,11 @@ impl Domain {
         let domid = folder.domid();
         // Taps first: the most likely to be refused of what is left.
         let nics = vif::make_all(config, domid, &folder.path())?;
-        let shape = MachineConfig { memory: config.memory, vcpus: config.vcpus, domid };
+        let kind = match &config.hvm {
+            Some(hvm) => MachineKind::Pc { apic: hvm.apic },
+            None => MachineKind::Pvh,
+        };
+        let shape = MachineConfig { memory: config.memory, vcpus: config.vcpus, domid, kind };
         let machine = Machine::new(&prepared.host, shape)?;
         let events = Arc::new(EventChannels::new(
             domid,
@@ -218,19 +238,30 @@ impl Domain {
             store.add(Box::new(nic)).map_err(|e| Failure::new(ExitStatus::Internal, e))?;
         }
 
-        let tables = DomainTopology {
-            ports: acpi::PowerPorts {
-                sleep_control: machine::SLEEP_CONTROL_PORT,
-                sleep_status: machine::SLEEP_STATUS_PORT,
-                reset: machine::RESET_PORT,
-            },
-            ..DomainTopology::new(config.vcpus)
+        let mut timers = Timers::default();
+        let (memmap, entry, board) = match &prepared.program {
+            Program::Kernel(kernel, initrd) => {
+                let memmap = Layout::PVH.memmap(config.memory);
+                let entry = load_kernel(config, &machine, &memmap, kernel, initrd.as_ref())?;
+                (memmap, Some(entry), None)
+            }
+            Program::Firmware { bios, vgabios } => {
+                let hvm = config.hvm.clone().unwrap_or_default();
+                let board = BoardConfig {
+                    memory: config.memory,
+                    vcpus: config.vcpus,
+                    uuid: *uuid.as_bytes(),
+                    firmware: bios,
+                    vgabios: Some(vgabios),
+                    acpi: hvm.acpi,
+                    apic: hvm.apic,
+                    localtime: hvm.localtime,
+                    boot: firmware::boot_order(&hvm.boot),
+                };
+                let board = Board::build(&machine, &board, &mut timers)?;
+                (Layout::PC.memmap(config.memory), None, Some(board))
+            }
         };
-        let tables = tables.pvh_tables(ACPI_ADDRESS).map_err(|e| Failure::new(ExitStatus::Usage, e))?;
-        machine::write_acpi(machine.ram(), &tables.bytes)?;
-        let memmap = machine::memmap(config.memory);
-        let request = load_request(config, &memmap, prepared.initrd.as_ref());
-        let entry = prepared.kernel.load_into(machine.ram(), &request)?;
         drop(prepared);
         give_back_freed_memory();
 
@@ -261,6 +292,7 @@ impl Domain {
             Rc::clone(&requests),
             Rc::clone(&store),
             config.shutdown_timeout,
+            board,
         )
         .map_err(fail("no timer"))?;
         let control = Rc::new(RefCell::new(control));
@@ -280,7 +312,8 @@ impl Domain {
 
         let mut manager =
             EventManager::new().map_err(|e| Failure::new(ExitStatus::HostError, format!("{e:?}")))?;
-        let subscribers: [Subscriber; 5] = [
+        let subscribers: [Subscriber; 6] = [
+            Rc::new(RefCell::new(timers)) as _,
             Rc::clone(&control) as _,
             Rc::clone(&store) as _,
             Rc::clone(&console) as _,
@@ -290,7 +323,7 @@ impl Domain {
         for subscriber in subscribers {
             manager.add_subscriber(subscriber);
         }
-        let vcpus = machine.start(&entry, &hypercalls)?;
+        let vcpus = machine.start(entry.as_ref(), &hypercalls)?;
         tracing::info!(%domid, name = folder.name(), "the guest runs");
         Ok(Self { machine, vcpus, manager, control, store, console, hotplug, api })
     }
@@ -343,6 +376,27 @@ pub(super) fn wait_readable(event: &EventFd, limit: Duration) {
     let millis = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: one valid pollfd.
     unsafe { libc::poll(&mut poll, 1, millis) };
+}
+
+/// Writes the tables and the kernel into guest RAM.
+fn load_kernel(
+    config: &DomainConfig,
+    machine: &Machine,
+    memmap: &[MemmapEntry],
+    kernel: &Kernel,
+    initrd: Option<&Initrd>,
+) -> Result<BootEntry, Failure> {
+    let tables = DomainTopology {
+        ports: acpi::PowerPorts {
+            sleep_control: machine::SLEEP_CONTROL_PORT,
+            sleep_status: machine::SLEEP_STATUS_PORT,
+            reset: machine::RESET_PORT,
+        },
+        ..DomainTopology::new(config.vcpus)
+    };
+    let tables = tables.pvh_tables(ACPI_ADDRESS).map_err(|e| Failure::new(ExitStatus::Usage, e))?;
+    machine::write_acpi(machine.ram(), &tables.bytes)?;
+    Ok(kernel.load_into(machine.ram(), &load_request(config, memmap, initrd))?)
 }
 
 /// The unpacked kernel was tens of MiB; what the allocator keeps of that would be ours for good.

@@ -5,6 +5,7 @@ mod change;
 mod control;
 mod disks;
 mod error;
+mod firmware;
 mod hotplug;
 mod life_cycle;
 pub mod preflight;

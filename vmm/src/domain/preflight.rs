@@ -11,7 +11,9 @@ use blkback::ImageError;
 
 use super::disks::{self, StorageError};
 use super::{DomainError, ImageId, Registry};
-use crate::config::{Access, ConsoleTarget, DiskConfig, DiskFormat, DiskSource, DomainConfig};
+use crate::config::{
+    Access, ConsoleTarget, DEFAULT_BIOS, DEFAULT_VGABIOS, DiskConfig, DiskFormat, DiskSource, DomainConfig,
+};
 use crate::network::{self, NetworkError};
 
 /// What stands in the way on the host. One sentence.
@@ -25,6 +27,19 @@ pub enum PreflightError {
         /// The reason.
         problem: FileProblem,
     },
+    /// The firmware of a PC cannot be used.
+    #[error("{flag} {}: {problem}", path.display())]
+    Bios {
+        /// Which one.
+        flag: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        problem: FileProblem,
+    },
+    /// The firmware that is used unless another one is named is not there.
+    #[error("an HVM guest needs SeaBIOS, and {} is not there; install the package seabios, or name images with --bios and --vgabios", .0.display())]
+    NoSeaBios(PathBuf),
     /// The initial RAM disk cannot be used.
     #[error("--initrd {}: {problem}", path.display())]
     Initrd {
@@ -101,8 +116,16 @@ pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
     let here = std::env::current_dir()
         .map_err(|source| PreflightError::Host { what: "the current directory is not there", source })?;
 
-    readable_file(&config.kernel)
-        .map_err(|problem| PreflightError::Kernel { path: config.kernel.clone(), problem })?;
+    if let Some(hvm) = &mut config.hvm {
+        for (flag, path) in [("--bios", &mut hvm.bios), ("--vgabios", &mut hvm.vgabios)] {
+            readable_file(path).map_err(|problem| firmware_problem(flag, path, problem))?;
+            *path = here.join(&path);
+        }
+    } else {
+        readable_file(&config.kernel)
+            .map_err(|problem| PreflightError::Kernel { path: config.kernel.clone(), problem })?;
+        config.kernel = here.join(&config.kernel);
+    }
     if let Some(initrd) = &config.initrd {
         let size = readable_file(initrd)
             .map_err(|problem| PreflightError::Initrd { path: initrd.clone(), problem })?;
@@ -110,7 +133,7 @@ pub fn prepare(config: &mut DomainConfig) -> Result<(), PreflightError> {
             return Err(PreflightError::InitrdTooLarge { path: initrd.clone(), size, memory: config.memory });
         }
     }
-    let paths = [Some(&mut config.kernel), config.initrd.as_mut(), Some(&mut config.run_dir)];
+    let paths = [config.initrd.as_mut(), Some(&mut config.run_dir)];
     for path in paths.into_iter().flatten() {
         *path = here.join(&path);
     }
@@ -193,6 +216,15 @@ fn check_image(disk: &DiskConfig, path: &Path, run_dir: &Path) -> Result<ImageId
             })
         }
         Err(error) => Err(PreflightError::Disk(error)),
+    }
+}
+
+fn firmware_problem(flag: &'static str, path: &Path, problem: FileProblem) -> PreflightError {
+    match problem {
+        FileProblem::Missing if [DEFAULT_BIOS, DEFAULT_VGABIOS].map(Path::new).contains(&path) => {
+            PreflightError::NoSeaBios(path.to_owned())
+        }
+        problem => PreflightError::Bios { flag, path: path.to_owned(), problem },
     }
 }
 

@@ -22,6 +22,7 @@ const TSC_MODE_NEVER_EMULATE: u32 = 2;
 const FEATURE_1_ECX_X2APIC: u32 = 1 << 21;
 const FEATURE_1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const FEATURE_1_ECX_HYPERVISOR: u32 = 1 << 31;
+const FEATURE_1_EDX_APIC: u32 = 1 << 9;
 const FEATURE_1_EDX_HTT: u32 = 1 << 28;
 
 /// What all vCPUs have in common.
@@ -29,6 +30,8 @@ const FEATURE_1_EDX_HTT: u32 = 1 << 28;
 pub(super) struct CpuidTemplate {
     entries: Vec<kvm_cpuid_entry2>,
     vcpus: u32,
+    apic: bool,
+    xen: bool,
 }
 
 fn leaf(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
@@ -37,11 +40,20 @@ fn leaf(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_
 
 impl CpuidTemplate {
     /// What KVM supports on this host, for a guest of `vcpus` vCPUs: one package of `vcpus` cores with one
-    /// thread each; APIC id = vCPU id.
-    pub(super) fn new(kvm: &Kvm, vcpus: u32) -> Result<Self, MachineError> {
+    /// thread each; APIC id = vCPU id. Without `apic` it has none, without `xen` it sees no hypervisor.
+    pub(super) fn new(kvm: &Kvm, vcpus: u32, apic: bool, xen: bool) -> Result<Self, MachineError> {
         let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(MachineError::kvm("CPUID"))?;
         let entries = supported.as_slice().iter().filter(|e| e.function >> 28 != 4).copied().collect();
-        Ok(Self { entries, vcpus })
+        Ok(Self { entries, vcpus, apic, xen })
+    }
+
+    /// Leaf 1, as far as tables repeat it.
+    pub(super) fn identity(&self) -> acpi::CpuIdentity {
+        let leaf = self.entries.iter().find(|entry| entry.function == 1);
+        leaf.map_or_else(Default::default, |entry| acpi::CpuIdentity {
+            signature: entry.eax,
+            features: if self.apic { entry.edx } else { entry.edx & !FEATURE_1_EDX_APIC },
+        })
     }
 
     /// The leaves of vCPU `id`.
@@ -55,11 +67,16 @@ impl CpuidTemplate {
                 (1, _) => {
                     e.ebx = (e.ebx & 0xffff) | (self.vcpus.min(255) << 16) | (id.min(255) << 24);
                     e.ecx |= FEATURE_1_ECX_HYPERVISOR | FEATURE_1_ECX_X2APIC;
+                    if !self.apic {
+                        e.ecx &= !FEATURE_1_ECX_X2APIC;
+                        e.edx &= !FEATURE_1_EDX_APIC;
+                    }
                     // One-shot timers come from Xen; the deadline timer would only cost exits to set up.
                     e.ecx &= !FEATURE_1_ECX_TSC_DEADLINE;
                     e.edx =
                         if self.vcpus > 1 { e.edx | FEATURE_1_EDX_HTT } else { e.edx & !FEATURE_1_EDX_HTT };
                 }
+                (0x8000_0001, _) if amd && !self.apic => e.edx &= !FEATURE_1_EDX_APIC,
                 (4, _) if e.eax & 0x1f != 0 => {
                     // Bits 25:14: logical processors sharing the cache, 31:26: cores of the package, each minus 1.
                     let level = (e.eax >> 5) & 7;
@@ -90,8 +107,11 @@ impl CpuidTemplate {
         // Level 0: threads of a core, level 1: cores of the package.
         let flag = kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
         let levels = [[0, 1, 1 << 8, id], [core_bits, self.vcpus, (2 << 8) | 1, id], [0, 0, 2, id]];
-        for (index, level) in (0u32..).zip(levels) {
+        for (index, level) in (0u32..).zip(levels).filter(|_| self.apic) {
             entries.push(kvm_cpuid_entry2 { flags: flag, ..leaf(0xb, index, level) });
+        }
+        if !self.xen {
+            return CpuId::from_entries(&entries).map_err(|_| MachineError::Cpuid(entries.len()));
         }
         let time_flag = |index, regs| kvm_cpuid_entry2 { flags: flag, ..leaf(XEN_BASE + 3, index, regs) };
         entries.push(leaf(XEN_BASE, 0, [XEN_BASE + 4, SIGNATURE[0], SIGNATURE[1], SIGNATURE[2]]));

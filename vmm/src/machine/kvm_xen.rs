@@ -121,11 +121,11 @@ pub(super) fn send(vm: &impl AsRawFd, port: u32, vcpu: u32) -> io::Result<()> {
     check(unsafe { ioctl_with_ref(vm, KVM_XEN_HVM_EVTCHN_SEND(), &event) })
 }
 
-/// The route of the global interrupt `port` to the event channel `port`, at `vcpu`.
-pub(super) fn route(port: u32, vcpu: u32) -> kvm_irq_routing_entry {
+/// The route of the global interrupt `gsi` to the event channel `port`, at `vcpu`.
+pub(super) fn route(gsi: u32, port: u32, vcpu: u32) -> kvm_irq_routing_entry {
     let xen_evtchn = kvm_irq_routing_xen_evtchn { port, vcpu, priority: PRIORITY_2LEVEL };
     kvm_irq_routing_entry {
-        gsi: port,
+        gsi,
         type_: KVM_IRQ_ROUTING_XEN_EVTCHN,
         u: kvm_irq_routing_entry__bindgen_ty_1 { xen_evtchn },
         ..Default::default()

@@ -3,6 +3,9 @@
 mod cpuid;
 mod kvm_xen;
 mod memory;
+mod msr;
+pub mod pc;
+mod pvh;
 mod vcpu;
 
 use std::collections::{BTreeMap, HashMap};
@@ -16,10 +19,9 @@ use devices::xen::event_channel::{EventDelivery, SendTarget};
 use devices::xen::grant_table::GrantTable;
 use devices::xen::{DomId, Gfn, Port};
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CAP_XEN_HVM, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
-    KVM_X2APIC_API_USE_32BIT_IDS, KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL, KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
+    KVM_CAP_XEN_HVM, KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL, KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
     KVM_XEN_HVM_CONFIG_HYPERCALL_MSR, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL, KVM_XEN_HVM_CONFIG_RUNSTATE,
-    KVM_XEN_HVM_CONFIG_SHARED_INFO, KvmIrqRouting, kvm_enable_cap, kvm_msi,
+    KVM_XEN_HVM_CONFIG_SHARED_INFO, KvmIrqRouting, kvm_irq_routing_entry, kvm_msi,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
@@ -31,7 +33,7 @@ use crate::hypercall::{Errno, Hypercalls, OverlayPage, Platform, StopReason, Vcp
 use cpuid::{CpuidTemplate, HYPERCALL_MSR};
 use kvm_xen::VcpuAttr;
 use memory::AddressSpace;
-pub use memory::{SPECIAL_GFN, SPECIAL_PAGES, memmap};
+pub use memory::{Layout, SPECIAL_GFN, SPECIAL_PAGES};
 pub use vcpu::StopSignal;
 use vcpu::{Task, VcpuQueue, VcpuThread};
 
@@ -113,14 +115,16 @@ impl MachineError {
     }
 }
 
-/// KVM of this host, found able to run Xen guests.
+/// KVM of this host, found able to run guests.
 #[derive(Debug)]
 pub struct Host {
     kvm: Kvm,
+    /// What its Xen support lacks.
+    missing: Vec<&'static str>,
 }
 
 impl Host {
-    /// Opens /dev/kvm and checks that it offers all that is needed for `vcpus` vCPUs.
+    /// Opens /dev/kvm and checks that it runs guests of `vcpus` vCPUs.
     pub fn open(vcpus: u32) -> Result<Self, MachineError> {
         let kvm = Kvm::new().map_err(|e| match e.errno() {
             libc::ENOENT | libc::ENXIO => MachineError::KvmMissing,
@@ -131,17 +135,49 @@ impl Host {
             return Err(MachineError::KvmUnable(io::Error::other("it is not the KVM interface")));
         }
         let offered = kvm.check_extension_raw(u64::from(KVM_CAP_XEN_HVM)).max(0).cast_unsigned();
-        let missing: Vec<_> =
-            NEEDED.iter().filter(|(bit, _)| offered & bit == 0).map(|(_, name)| *name).collect();
-        if !missing.is_empty() {
-            return Err(MachineError::NoXen(missing.join(", ")));
-        }
+        let missing = NEEDED.iter().filter(|(bit, _)| offered & bit == 0).map(|(_, name)| *name).collect();
         let max = kvm.get_max_vcpus().min(kvm.get_max_vcpu_id());
         if vcpus as usize > max {
             return Err(MachineError::TooManyVcpus { asked: vcpus, max });
         }
-        Ok(Self { kvm })
+        Ok(Self { kvm, missing })
     }
+
+    /// Checks that KVM offers all that a guest with Xen's interfaces needs.
+    pub fn require_xen(&self) -> Result<(), MachineError> {
+        if self.missing.is_empty() { Ok(()) } else { Err(MachineError::NoXen(self.missing.join(", "))) }
+    }
+
+    /// Whether a guest can be given Xen's interfaces.
+    pub fn has_xen(&self) -> bool {
+        self.missing.is_empty()
+    }
+}
+
+/// What kind of machine it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineKind {
+    /// Of a PVH guest: Xen's interfaces alone. KVM has to offer them.
+    Pvh,
+    /// A PC, with Xen's interfaces where KVM offers them.
+    Pc {
+        /// With local APICs.
+        apic: bool,
+    },
+}
+
+/// What serves the guest's accesses to I/O and to addresses without memory. Called from vCPU threads.
+pub trait Exits: Send + Sync {
+    /// Reads `data.len()` bytes (1, 2 or 4) at `port`.
+    fn port_in(&self, port: u16, data: &mut [u8]);
+    /// Writes them.
+    fn port_out(&self, port: u16, data: &[u8]);
+    /// Reads up to eight bytes at a guest-physical address.
+    fn memory_read(&self, addr: u64, data: &mut [u8]);
+    /// Writes them.
+    fn memory_write(&self, addr: u64, data: &[u8]);
+    /// A processor has shut down: what that means for the domain.
+    fn triple_fault(&self) -> StopReason;
 }
 
 /// What the machine is made of.
@@ -153,6 +189,8 @@ pub struct MachineConfig {
     pub vcpus: u32,
     /// The domain's id.
     pub domid: DomId,
+    /// What kind of machine it is.
+    pub kind: MachineKind,
 }
 
 /// One VM with its memory and vCPUs.
@@ -163,6 +201,11 @@ pub struct Machine {
     grants: Arc<GrantTable>,
     shared_info: Arc<SharedPages>,
     special: Arc<SharedPages>,
+    kind: MachineKind,
+    /// What CPUID tells of the processor.
+    cpu: acpi::CpuIdentity,
+    xen: bool,
+    exits: OnceLock<Arc<dyn Exits>>,
     queues: Arc<[VcpuQueue]>,
     fds: Mutex<Vec<VcpuFd>>,
     places: Mutex<HashMap<OverlayPage, Gfn>>,
@@ -178,34 +221,48 @@ impl Machine {
     /// Makes the VM: RAM, the special pages, and vCPUs that do not run yet.
     pub fn new(host: &Host, config: MachineConfig) -> Result<Arc<Self>, MachineError> {
         let vm = host.kvm.create_vm().map_err(|e| MachineError::KvmUnable(e.into()))?;
-        let cap = |cap, args0, what| {
-            let cap = kvm_enable_cap { cap, args: [args0, 0, 0, 0], ..Default::default() };
-            vm.enable_cap(&cap).map_err(MachineError::kvm(what))
+        let layout = match config.kind {
+            MachineKind::Pvh => {
+                host.require_xen()?;
+                pvh::set_up(&vm)?;
+                Layout::PVH
+            }
+            MachineKind::Pc { .. } => {
+                pc::set_up(&vm)?;
+                Layout::PC
+            }
         };
-        // The local APICs are KVM's; a PVH guest has no IOAPIC, so no pins.
-        cap(KVM_CAP_SPLIT_IRQCHIP, 0, "the local APICs")?;
-        let x2apic = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
-        cap(KVM_CAP_X2APIC_API, u64::from(x2apic), "x2APIC")?;
-        kvm_xen::configure(&vm, HYPERCALL_MSR).map_err(MachineError::kvm("Xen hypercalls"))?;
-        kvm_xen::set_xen_version(&vm, XEN_VERSION).map_err(MachineError::kvm("the Xen version"))?;
-        kvm_xen::set_long_mode(&vm, true).map_err(MachineError::kvm("Xen's 64-bit layout"))?;
+        let xen = host.has_xen();
+        if xen {
+            kvm_xen::configure(&vm, HYPERCALL_MSR).map_err(MachineError::kvm("Xen hypercalls"))?;
+            kvm_xen::set_xen_version(&vm, XEN_VERSION).map_err(MachineError::kvm("the Xen version"))?;
+            kvm_xen::set_long_mode(&vm, true).map_err(MachineError::kvm("Xen's 64-bit layout"))?;
+        } else {
+            tracing::debug!("this host's KVM has no Xen support: the guest sees no Xen");
+        }
 
         let vm = Arc::new(vm);
-        let ram = Arc::new(memory::allocate(config.memory)?);
-        let space = AddressSpace::new(Arc::clone(&vm), Arc::clone(&ram))?;
+        let ram = Arc::new(memory::allocate(layout, config.memory)?);
+        let space = AddressSpace::new(Arc::clone(&vm), Arc::clone(&ram), layout)?;
         let pages = |name, count| SharedPages::new(name, count).map(Arc::new).map_err(MachineError::Memory);
         let (shared_info, special) = (pages("xen-shared-info", 1)?, pages("xen-special", SPECIAL_PAGES)?);
         space.map_special(&special, SPECIAL_GFN).map_err(MachineError::Memory)?;
         let grants = Arc::new(GrantTable::new(Arc::clone(&ram)).map_err(MachineError::Memory)?);
 
-        let template = CpuidTemplate::new(&host.kvm, config.vcpus)?;
+        let apic = config.kind != MachineKind::Pc { apic: false };
+        let template = CpuidTemplate::new(&host.kvm, config.vcpus, apic, xen)?;
         let mut fds = Vec::new();
         for id in 0..config.vcpus {
             let fd = vm.create_vcpu(id.into()).map_err(MachineError::kvm("a vCPU"))?;
             let tsc_khz = fd.get_tsc_khz().map_err(MachineError::kvm("the TSC"))?;
             let cpuid = template.for_vcpu(id, config.domid.0, tsc_khz)?;
             fd.set_cpuid2(&cpuid).map_err(MachineError::kvm("CPUID"))?;
-            kvm_xen::set_vcpu_attr(&fd, VcpuAttr::Id(id)).map_err(MachineError::kvm("the vCPU id"))?;
+            if xen {
+                kvm_xen::set_vcpu_attr(&fd, VcpuAttr::Id(id)).map_err(MachineError::kvm("the vCPU id"))?;
+            }
+            if !apic {
+                pc::disable_apic(&fd).map_err(MachineError::kvm("a vCPU without a local APIC"))?;
+            }
             fds.push(fd);
         }
         Ok(Arc::new(Self {
@@ -215,6 +272,10 @@ impl Machine {
             grants,
             shared_info,
             special,
+            kind: config.kind,
+            cpu: template.identity(),
+            xen,
+            exits: OnceLock::new(),
             queues: (0..config.vcpus).map(|_| VcpuQueue::default()).collect(),
             fds: Mutex::new(fds),
             places: Mutex::default(),
@@ -222,6 +283,11 @@ impl Machine {
             stop: Arc::new(StopSignal::new().map_err(MachineError::kvm("an eventfd"))?),
             early: OnceLock::new(),
         }))
+    }
+
+    /// What serves I/O; set once, before the vCPUs start. Without, it is a PVH guest's few ports.
+    pub fn set_exits(&self, exits: Arc<dyn Exits>) {
+        let _ = self.exits.set(exits);
     }
 
     /// Where early console output goes; set once, before the vCPUs start.
@@ -256,22 +322,31 @@ impl Machine {
 
     /// The delivery of events by KVM.
     pub fn delivery(&self) -> Arc<dyn EventDelivery> {
+        if !self.xen {
+            return Arc::new(NoDelivery);
+        }
         let (vm, queues) = (Arc::clone(&self.vm), Arc::clone(&self.queues));
-        Arc::new(KvmDelivery { vm, queues, notified: Mutex::default() })
+        let pins = match self.kind {
+            MachineKind::Pvh => Vec::new(),
+            MachineKind::Pc { .. } => pc::routes(),
+        };
+        Arc::new(KvmDelivery { vm, queues, pins, notified: Mutex::default() })
     }
 
-    /// Starts all vCPU threads; vCPU 0 at the kernel's entry, the others wait for its INIT and SIPI.
+    /// Starts all vCPU threads; vCPU 0 at the kernel's entry, or where a processor starts after its reset; the others
+    /// wait for its INIT and SIPI.
     pub fn start(
         self: &Arc<Self>,
-        entry: &BootEntry,
+        entry: Option<&BootEntry>,
         hypercalls: &Arc<Hypercalls>,
     ) -> Result<Vec<JoinHandle<()>>, MachineError> {
         let fds = std::mem::take(&mut *self.fds.lock().unwrap_or_else(PoisonError::into_inner));
         vcpu::install_kick_handler().map_err(MachineError::kvm("the kick signal"))?;
+        self.exits.get_or_init(|| Arc::new(pvh::PvhPorts::new(self)));
         let mut threads = Vec::new();
         for (id, fd) in (0u32..).zip(fds) {
-            if id == 0 {
-                vcpu::set_pvh_state(&fd, entry).map_err(MachineError::kvm("the registers"))?;
+            if let (0, Some(entry)) = (id, entry) {
+                pvh::set_state(&fd, entry).map_err(MachineError::kvm("the registers"))?;
             }
             let thread = VcpuThread::new(id, fd, Arc::clone(self), Arc::clone(hypercalls));
             let spawned = std::thread::Builder::new().name(format!("vcpu{id}")).spawn(move || thread.run());
@@ -404,14 +479,22 @@ impl Platform for Machine {
 struct KvmDelivery {
     vm: Arc<VmFd>,
     queues: Arc<[VcpuQueue]>,
+    /// Routes of the interrupt controllers' pins, which stay.
+    pins: Vec<kvm_irq_routing_entry>,
     /// Ports that an eventfd notifies, and their vCPUs.
     notified: Mutex<BTreeMap<u32, u32>>,
 }
 
 impl KvmDelivery {
-    /// Routes the global interrupt of each notified port, whose number is the port's, to its event channel.
+    /// The global interrupt of a port: its number, behind those of the pins.
+    fn gsi(&self, port: u32) -> u32 {
+        if self.pins.is_empty() { port } else { port + pc::PINS }
+    }
+
+    /// Routes the global interrupt of each notified port to its event channel.
     fn route(&self, notified: &BTreeMap<u32, u32>) -> io::Result<()> {
-        let entries: Vec<_> = notified.iter().map(|(port, vcpu)| kvm_xen::route(*port, *vcpu)).collect();
+        let events = notified.iter().map(|(port, vcpu)| kvm_xen::route(self.gsi(*port), *port, *vcpu));
+        let entries: Vec<_> = self.pins.iter().copied().chain(events).collect();
         let routing =
             KvmIrqRouting::from_entries(&entries).map_err(|e| io::Error::other(format!("{e:?}")))?;
         self.vm.set_gsi_routing(&routing).map_err(io::Error::from)
@@ -444,7 +527,7 @@ impl EventDelivery for KvmDelivery {
         let old = notified.insert(port.0, vcpu);
         let mut bound = self.route(&notified);
         if bound.is_ok() && old.is_none() {
-            bound = self.vm.register_irqfd(event, port.0).map_err(io::Error::from);
+            bound = self.vm.register_irqfd(event, self.gsi(port.0)).map_err(io::Error::from);
         }
         if let Err(error) = bound {
             match old {
@@ -459,7 +542,7 @@ impl EventDelivery for KvmDelivery {
     fn unbind_notifier(&self, port: Port, event: &EventFd) {
         let mut notified = self.notified.lock().unwrap_or_else(PoisonError::into_inner);
         if notified.remove(&port.0).is_some() {
-            let _ = self.vm.unregister_irqfd(event, port.0);
+            let _ = self.vm.unregister_irqfd(event, self.gsi(port.0));
             let _ = self.route(&notified);
         }
     }
@@ -467,6 +550,25 @@ impl EventDelivery for KvmDelivery {
     fn set_timer_port(&self, vcpu: u32, port: Option<Port>) -> io::Result<()> {
         let queue = self.queues.get(vcpu as usize).ok_or(io::ErrorKind::InvalidInput)?;
         queue.post(Task::TimerPort(port));
+        Ok(())
+    }
+}
+
+/// Events where KVM has no Xen support: there is no guest that could listen.
+#[derive(Debug)]
+struct NoDelivery;
+
+impl EventDelivery for NoDelivery {
+    fn raise(&self, _: Port, _: u32) {}
+    fn assign_send(&self, _: Port, _: SendTarget) -> io::Result<()> {
+        Ok(())
+    }
+    fn deassign_send(&self, _: Port) {}
+    fn bind_notifier(&self, _: Port, _: u32, _: &EventFd) -> io::Result<bool> {
+        Ok(false)
+    }
+    fn unbind_notifier(&self, _: Port, _: &EventFd) {}
+    fn set_timer_port(&self, _: u32, _: Option<Port>) -> io::Result<()> {
         Ok(())
     }
 }

@@ -6,20 +6,17 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::xen::Port;
-use kvm_bindings::{
-    KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL, KVM_MP_STATE_HALTED, kvm_mp_state, kvm_regs, kvm_segment,
-};
+use kvm_bindings::{KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL, KVM_MP_STATE_HALTED, kvm_mp_state, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::Machine;
 use super::kvm_xen::{self, VcpuAttr};
-use super::{Machine, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT};
-use crate::boot::BootEntry;
 use crate::hypercall::{Call, Hypercalls, Platform, StopReason};
 
 /// vCPUs whose vcpu_info is in shared_info until they register another place (XEN_LEGACY_MAX_VCPUS).
@@ -31,11 +28,6 @@ const TIME_OFFSET: usize = 32;
 /// Places of evtchn_pending_sel in vcpu_info, in the 64-bit and the 32-bit layout.
 const SELECTOR_64: Range<usize> = 8..16;
 const SELECTOR_32: Range<usize> = 4..8;
-/// Early output of kernels with earlyprintk=xen.
-const DEBUG_PORT: u16 = 0xe9;
-/// Counters of a PC's interval timer, which a PVH guest does not have.
-const PIT_COUNTERS: u16 = 0x40;
-const PIT_COUNTERS_END: u16 = 0x42;
 /// What a vCPU thread does for others between two runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Task {
@@ -139,18 +131,29 @@ pub(super) fn install_kick_handler() -> io::Result<()> {
 #[derive(Debug)]
 pub struct StopSignal {
     reason: Mutex<Option<StopReason>>,
+    is_set: AtomicBool,
     event: EventFd,
 }
 
 impl StopSignal {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { reason: Mutex::new(None), event: EventFd::new(EFD_NONBLOCK)? })
+        Ok(Self {
+            reason: Mutex::new(None),
+            is_set: AtomicBool::new(false),
+            event: EventFd::new(EFD_NONBLOCK)?,
+        })
     }
 
     /// Stops the domain for `reason`, unless it has stopped already.
     pub fn set(&self, reason: StopReason) {
         self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        self.is_set.store(true, SeqCst);
         let _ = self.event.write(1);
+    }
+
+    /// Whether a reason was set.
+    pub fn is_set(&self) -> bool {
+        self.is_set.load(SeqCst)
     }
 
     /// The first reason that was set.
@@ -281,27 +284,36 @@ impl VcpuThread {
     }
 
     fn run_guest(&mut self) -> Next {
+        let machine = Arc::clone(&self.machine);
+        let Some(exits) = machine.exits.get() else { return Next::End };
+        // Points into the vCPU's kvm_run page, which is mapped as long as the vCPU is there. Only the size of an
+        // I/O access is read through it, which the slice of that access does not cover.
+        let run: *const kvm_run = self.fd.get_kvm_run();
         match self.fd.run() {
+            // String instructions come as several elements.
             Ok(VcpuExit::IoOut(port, data)) => {
-                let machine = Arc::clone(&self.machine);
-                return write_port(&machine, port, data);
+                // SAFETY: as above; the exit is one for I/O, so this member of the union is valid.
+                let size = unsafe { (*run).__bindgen_anon_1.io.size };
+                data.chunks(usize::from(size).max(1)).for_each(|element| exits.port_out(port, element));
             }
-            Ok(VcpuExit::IoIn(port, data)) => data.fill(match port {
-                DEBUG_PORT => 0xe9,
-                // A counter that stands still at 0: Linux gives up its TSC calibration at the first look. With
-                // all ones it looks 100,000 times, an exit each.
-                PIT_COUNTERS..=PIT_COUNTERS_END => 0,
-                SLEEP_STATUS_PORT => 0,
-                // Nothing answers on other ports: all ones, as on a bus without a device.
-                _ => 0xff,
-            }),
-            // There is no MMIO either.
-            Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
-            Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
+            Ok(VcpuExit::IoIn(port, data)) => {
+                // SAFETY: as above.
+                let size = unsafe { (*run).__bindgen_anon_1.io.size };
+                data.chunks_mut(usize::from(size).max(1)).for_each(|element| exits.port_in(port, element));
+            }
+            Ok(VcpuExit::MmioRead(addr, data)) => exits.memory_read(addr, data),
+            Ok(VcpuExit::MmioWrite(addr, data)) => exits.memory_write(addr, data),
+            Ok(VcpuExit::X86Rdmsr(msr)) => super::msr::read(self.id, msr),
+            Ok(VcpuExit::X86Wrmsr(msr)) => super::msr::write(self.id, msr),
+            Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
             Ok(VcpuExit::Unsupported(KVM_EXIT_XEN)) => return self.hypercall(),
             Ok(VcpuExit::Shutdown) => {
-                tracing::error!(vcpu = self.id, "the guest crashed: triple fault");
-                self.machine.stop(StopReason::Crash);
+                let reason = exits.triple_fault();
+                match reason {
+                    StopReason::Crash => tracing::error!(vcpu = self.id, "the guest crashed: triple fault"),
+                    _ => tracing::debug!(vcpu = self.id, ?reason, "triple fault"),
+                }
+                machine.stop(reason);
                 return Next::End;
             }
             Ok(exit) => {
@@ -318,7 +330,8 @@ impl VcpuThread {
                 return Next::End;
             }
         }
-        Next::Run
+        // Stopped by this very access: the guest expects not to run any more.
+        if machine.stop.is_set() { Next::End } else { Next::Run }
     }
 
     fn hypercall(&mut self) -> Next {
@@ -340,49 +353,4 @@ impl VcpuThread {
         // Stopped by this very call: the guest expects not to run any more.
         if self.machine.stop.get().is_some() { Next::End } else { Next::Run }
     }
-}
-
-fn write_port(machine: &Machine, port: u16, data: &[u8]) -> Next {
-    match (port, data) {
-        (DEBUG_PORT, text) => machine.early_output(text),
-        (SLEEP_CONTROL_PORT, [value]) if acpi::is_power_off(*value) => {
-            machine.stop(StopReason::PowerOff);
-            return Next::End;
-        }
-        (RESET_PORT, [acpi::RESET_VALUE]) => {
-            machine.stop(StopReason::Reboot);
-            return Next::End;
-        }
-        _ => {}
-    }
-    Next::Run
-}
-
-/// The state at a PVH entry point (xen/docs/misc/pvh.pandoc): 32-bit protected mode without paging, flat
-/// segments, EBX = start_info.
-pub(super) fn set_pvh_state(fd: &VcpuFd, entry: &BootEntry) -> Result<(), kvm_ioctls::Error> {
-    let mut sregs = fd.get_sregs()?;
-    let flat = |selector, type_| kvm_segment {
-        base: 0,
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        dpl: 0,
-        db: 1,
-        s: 1,
-        l: 0,
-        g: 1,
-        ..Default::default()
-    };
-    sregs.cs = flat(8, 0xb);
-    for data in [&mut sregs.ds, &mut sregs.es, &mut sregs.ss, &mut sregs.fs, &mut sregs.gs] {
-        *data = flat(16, 3);
-    }
-    sregs.tr = kvm_segment { limit: 0x67, type_: 0xb, present: 1, selector: 24, ..Default::default() };
-    sregs.cr0 = 0x11;
-    sregs.cr4 = 0;
-    sregs.efer = 0;
-    fd.set_sregs(&sregs)?;
-    fd.set_regs(&kvm_regs { rip: entry.entry_gpa, rbx: entry.start_info, rflags: 2, ..Default::default() })
 }

@@ -1,0 +1,116 @@
+//! A PC: what a guest with firmware is made of, beside what every guest has.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, DomainConfig, Problem};
+
+/// The firmware of Debian's package seabios.
+pub const DEFAULT_BIOS: &str = "/usr/share/seabios/bios-256k.bin";
+
+/// The screen's firmware of the same package.
+pub const DEFAULT_VGABIOS: &str = "/usr/share/seabios/vgabios-stdvga.bin";
+
+/// The PC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HvmConfig {
+    /// The firmware's image.
+    pub bios: PathBuf,
+    /// With ACPI: power management and a power button.
+    pub acpi: bool,
+    /// With APICs.
+    pub apic: bool,
+    /// The screen's firmware.
+    pub vgabios: PathBuf,
+    /// The clock shows the host's time zone, as Windows likes it.
+    pub localtime: bool,
+    /// What is booted from: letters c (disk), d (CD-ROM), n (network), in this order.
+    pub boot: String,
+}
+
+impl Default for HvmConfig {
+    fn default() -> Self {
+        Self {
+            bios: DEFAULT_BIOS.into(),
+            acpi: true,
+            apic: true,
+            vgabios: DEFAULT_VGABIOS.into(),
+            localtime: false,
+            boot: "cdn".into(),
+        }
+    }
+}
+
+impl HvmConfig {
+    /// Checks what goes together.
+    pub(super) fn check(&self, config: &DomainConfig) -> Result<(), ConfigError> {
+        let fail = |flag, value: &str, problem: &str| {
+            Err(ConfigError { flag, value: value.to_owned(), problem: Problem::Syntax(problem.to_owned()) })
+        };
+        if !config.kernel.as_os_str().is_empty() {
+            let kernel = config.kernel.to_string_lossy();
+            return fail(
+                "--kernel",
+                &kernel,
+                "an HVM guest starts its firmware; leave out --kernel or --hvm",
+            );
+        }
+        let letters = self.boot.chars();
+        let repeated =
+            letters.clone().enumerate().any(|(n, c)| self.boot.chars().take(n).any(|other| other == c));
+        if self.boot.is_empty() || repeated || !letters.clone().all(|c| "cdn".contains(c)) {
+            return fail(
+                "--boot",
+                &self.boot,
+                "not an order of c (disk), d (CD-ROM) and n (network); write dc, say",
+            );
+        }
+        if !self.apic && config.vcpus > 1 {
+            return fail("--apic", "off", "without APICs there is one vCPU; leave out --vcpus or --apic off");
+        }
+        Ok(())
+    }
+}
+
+/// What `--acpi` and `--apic` take.
+pub(crate) fn parse_switch(flag: &'static str, value: &str) -> Result<bool, ConfigError> {
+    match value {
+        "on" | "1" => Ok(true),
+        "off" | "0" => Ok(false),
+        _ => {
+            let problem = Problem::Syntax("neither on nor off; write one of them".into());
+            Err(ConfigError { flag, value: value.to_owned(), problem })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_does_not_go_together_is_told() {
+        let guest = |hvm, vcpus, kernel: &str| {
+            let config =
+                DomainConfig { hvm: Some(hvm), vcpus, kernel: kernel.into(), ..DomainConfig::default() };
+            config.validate().map_err(|error| error.to_string())
+        };
+        assert_eq!(guest(HvmConfig::default(), 4, ""), Ok(()));
+        let apic = HvmConfig { apic: false, ..HvmConfig::default() };
+        assert_eq!(guest(apic.clone(), 1, ""), Ok(()));
+        assert!(guest(apic, 2, "").unwrap_err().starts_with("--apic off: without APICs there is one vCPU"));
+        assert!(
+            guest(HvmConfig::default(), 1, "/k").unwrap_err().starts_with("--kernel /k: an HVM guest starts")
+        );
+    }
+
+    #[test]
+    fn a_switch_is_on_or_off() {
+        assert_eq!(parse_switch("--acpi", "on"), Ok(true));
+        assert_eq!(parse_switch("--acpi", "0"), Ok(false));
+        assert!(parse_switch("--acpi", "maybe").is_err());
+    }
+}
