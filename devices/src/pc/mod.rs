@@ -9,6 +9,7 @@
 //! | [`port92::Port92`] | 0x92 | |
 //! | [`serial::Uart`] | 0x3f8 to 0x3ff | 4 |
 //! | [`dma::Dma`] | 0x00 to 0x0f, 0x80 to 0x8f, 0xc0 to 0xdf | |
+//! | [`hpet::Hpet`] | memory at 0xfed0_0000 | any, or 0 and 8 |
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use crate::bus::{IrqLine, Region, Timer};
 pub mod calendar;
 pub mod cmos;
 pub mod dma;
+pub mod hpet;
 pub mod i8042;
 mod keyboard;
 #[cfg(any(test, feature = "testing"))]
