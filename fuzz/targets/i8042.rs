@@ -13,8 +13,11 @@ use devices::pc::manual::{ManualLine, ManualMachine, ManualTimer, inb, outb};
 use libfuzzer_sys::fuzz_target;
 use xvmm_fuzz::Input;
 
-/// Codes of the keyboard, packets of the mouse and replies that can wait at most, read without a new cause.
-const MOST: usize = 17 + 3 + 1 + 5 + 17 * 17 * 4;
+/// Codes of the keyboard, replies, and packets of the mouse that can wait at most; and what a held key repeats while the
+/// packets come, one in 25 ms.
+const MOST: usize = 17 + 3 + 1 + 5 + PACKETS * 4 + PACKETS * 4;
+/// Of each motion that waits.
+const PACKETS: usize = 17 * 17;
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input::new(data);

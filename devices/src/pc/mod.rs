@@ -77,12 +77,13 @@ impl Line {
 /// A timer that knows what it is armed for.
 pub(crate) struct Alarm {
     timer: Arc<dyn Timer>,
-    at: Option<u64>,
+    /// Unknown after it expired, which may have been in vain.
+    at: Option<Option<u64>>,
 }
 
 impl Alarm {
     pub(crate) fn new(timer: Arc<dyn Timer>) -> Self {
-        Self { timer, at: None }
+        Self { timer, at: Some(None) }
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -90,8 +91,8 @@ impl Alarm {
     }
 
     pub(crate) fn arm(&mut self, at: Option<u64>) {
-        if self.at != at {
-            self.at = at;
+        if self.at != Some(at) {
+            self.at = Some(at);
             self.timer.arm(at);
         }
     }
