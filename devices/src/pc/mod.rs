@@ -9,6 +9,7 @@
 //! | [`port92::Port92`] | 0x92 | |
 //! | [`serial::Uart`] | 0x3f8 to 0x3ff | 4 |
 //! | [`dma::Dma`] | 0x00 to 0x0f, 0x80 to 0x8f, 0xc0 to 0xdf | |
+//! | [`hpet::Hpet`] | memory at 0xfed0_0000 | any, or 0 and 8 |
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use crate::bus::{IrqLine, Region, Timer};
 pub mod calendar;
 pub mod cmos;
 pub mod dma;
+pub mod hpet;
 pub mod i8042;
 mod keyboard;
 #[cfg(any(test, feature = "testing"))]
@@ -75,12 +77,13 @@ impl Line {
 /// A timer that knows what it is armed for.
 pub(crate) struct Alarm {
     timer: Arc<dyn Timer>,
-    at: Option<u64>,
+    /// Unknown after it expired, which may have been in vain.
+    at: Option<Option<u64>>,
 }
 
 impl Alarm {
     pub(crate) fn new(timer: Arc<dyn Timer>) -> Self {
-        Self { timer, at: None }
+        Self { timer, at: Some(None) }
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -88,8 +91,8 @@ impl Alarm {
     }
 
     pub(crate) fn arm(&mut self, at: Option<u64>) {
-        if self.at != at {
-            self.at = at;
+        if self.at != Some(at) {
+            self.at = Some(at);
             self.timer.arm(at);
         }
     }

@@ -40,6 +40,8 @@ const ID_BUTTONS: u8 = 4;
 const WAITING: usize = 16;
 /// Counts that wait in each direction: a move that is larger is cut off, as by a mouse that is lifted.
 const FARTHEST: i32 = 4096;
+/// The same for the wheel, of which a packet takes eight.
+const FARTHEST_WHEEL: i32 = 64;
 
 #[derive(Clone, Copy, Default)]
 struct Motion {
@@ -56,10 +58,10 @@ impl Motion {
     }
 
     fn add(&mut self, other: &Self) {
-        let sum = |a: i32, b: i32| (a + b).clamp(-FARTHEST, FARTHEST);
-        self.dx = sum(self.dx, other.dx);
-        self.dy = sum(self.dy, other.dy);
-        self.dz = sum(self.dz, other.dz);
+        let sum = |a: i32, b: i32, most: i32| (a + b).clamp(-most, most);
+        self.dx = sum(self.dx, other.dx, FARTHEST);
+        self.dy = sum(self.dy, other.dy, FARTHEST);
+        self.dz = sum(self.dz, other.dz, FARTHEST_WHEEL);
         self.buttons = other.buttons;
     }
 }
@@ -393,6 +395,17 @@ mod tests {
         }
         let sent = packets(&mut mouse);
         assert_eq!((sent.len(), sent[WAITING - 1][0]), (WAITING, 9));
+    }
+
+    #[test]
+    fn a_wheel_that_spins_has_an_end() {
+        let mut mouse = Mouse::new();
+        mouse.id = ID_WHEEL;
+        ask(&mut mouse, &[0xf4]);
+        for _ in 0..1000 {
+            mouse.moved(0, 0, i8::MIN, 0);
+        }
+        assert_eq!(packets(&mut mouse), [[8, 0, 0, 0xf8]; 8]);
     }
 
     #[test]

@@ -333,3 +333,13 @@ fn the_hosts_time_is_told_in_its_zone() {
     let difference = local.nanos - utc.nanos - zone * SECOND as i64;
     assert!((0..60 * SECOND as i64).contains(&difference), "{difference}");
 }
+
+#[test]
+fn a_call_in_vain_leaves_no_timer_behind() {
+    let mut bench = Bench::at(START);
+    bench.write(0x0b, 0x42);
+    // The interrupt is due, and the call comes before the timer's own.
+    bench.timer.advance(SECOND);
+    bench.rtc.expired();
+    assert_eq!((bench.line.is_high(), bench.timer.armed()), (true, None));
+}
