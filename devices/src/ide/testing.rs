@@ -1,6 +1,7 @@
 //! A controller without a machine: a medium that is served when the test says so, and a line that is looked at.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, missing_docs, clippy::indexing_slicing)]
+#![allow(clippy::cast_possible_truncation)]
 
 use std::collections::VecDeque;
 use std::io;
@@ -81,7 +82,7 @@ impl Manual {
                 unsafe {
                     match request.op {
                         Op::Read => *place = bytes.get(at).copied().unwrap_or(0),
-                        Op::Write => bytes.get_mut(at).map(|byte| *byte = *place).unwrap_or(()),
+                        Op::Write => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte = *place),
                         Op::Flush => {}
                     }
                 }

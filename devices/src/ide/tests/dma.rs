@@ -62,7 +62,7 @@ fn a_disk_is_read_into_fragments_and_written_from_them() {
 fn a_flush_follows_a_write_with_fua() {
     let mut rig = Rig::new(512);
     table(&rig, TABLE, &[(0x2000, 512)], true);
-    rig.command(DISK, [0, 1, 0, 0, 0, LBA], 0x90);
+    rig.command(DISK, [0; 6], 0x10);
     rig.command(DISK, [0, 1, 3, 0, 0, LBA], 0x3d);
     start(&mut rig, DISK, TABLE, 0);
     rig.rose(DISK);
