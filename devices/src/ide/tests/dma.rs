@@ -98,6 +98,7 @@ fn a_table_that_is_shorter_stops_without_an_interrupt_and_can_be_followed_by_ano
     rig.serve();
     assert!(rig.rose(DISK));
     assert_eq!(memory(&rig, 0x2000, 512), rig.disk.sector(2));
+    rig.bus_master(0, 0);
     // Less than a sector.
     table(&rig, TABLE, &[(0x2000, 510)], true);
     rig.read(DISK, 7);
