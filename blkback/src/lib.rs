@@ -15,6 +15,7 @@ pub mod disk;
 pub mod engine;
 pub mod image;
 pub mod limits;
+pub mod medium;
 pub mod protocol;
 pub mod queue;
 mod remnant;
@@ -25,6 +26,7 @@ mod widened;
 pub use device::{BlockDevice, DiskConfig};
 pub use disk::{Backing, Counters, Disk};
 pub use image::{Access, CacheMode, DiskImage, Format, ImageError, ImageOptions};
+pub use medium::DiskMedium;
 
 #[cfg(test)]
 mod abuse;

@@ -15,6 +15,8 @@ mod identify;
 mod smart;
 mod spec;
 mod task_file;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 
