@@ -31,7 +31,7 @@ struct Pc {
 
 impl Pc {
     fn new() -> Self {
-        let config = VgaConfig { memory_mib: 16, rom: None };
+        let config = VgaConfig::default();
         let vga = Arc::new(Mutex::new(Vga::new(&config, Arc::new(Stopped)).unwrap()));
         let (ports, memory) = (Bus::default(), Bus::default());
         let device: Shared = Arc::clone(&vga) as _;

@@ -34,12 +34,18 @@ const MMIO_DISPI: u64 = 0x500;
 const MAX_ROM: usize = 256 << 10;
 
 /// What a card is made of.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct VgaConfig {
     /// MiB of video memory; made a power of two of 8 to 64. 16 is usual.
     pub memory_mib: usize,
     /// The expansion ROM, at most 256 KiB, where the firmware does not get it another way.
     pub rom: Option<Vec<u8>>,
+}
+
+impl Default for VgaConfig {
+    fn default() -> Self {
+        Self { memory_mib: 16, rom: None }
+    }
 }
 
 /// The card.

@@ -167,7 +167,7 @@ const MODE_X: Mode = Mode {
 
 impl Pc {
     fn new() -> Self {
-        Self::with(VgaConfig { memory_mib: 16, rom: None })
+        Self::with(VgaConfig::default())
     }
 
     fn with(config: VgaConfig) -> Self {
