@@ -2,10 +2,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use devices::complaints::Complaints;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::DiskConfig;
@@ -14,9 +15,6 @@ use crate::limits::LimitGroup;
 use crate::protocol::{DiskLimits, SECTOR_SIZE};
 use crate::storage::{Discard, Storage, Traits};
 use crate::widened::Widened;
-
-/// Lines that one disk's frontend may cause in the log, over all its connections (XSA-180).
-const MAX_COMPLAINTS: u32 = 32;
 
 /// A storage and what is told about it.
 #[derive(Clone, Debug)]
@@ -112,7 +110,8 @@ pub struct Disk {
     full: AtomicBool,
     /// The main thread of a connected frontend, which is told when the size changed.
     kick: Mutex<Option<Arc<EventFd>>>,
-    complaints: AtomicU32,
+    /// Of all connections.
+    complaints: Complaints,
     counters: Counters,
 }
 
@@ -139,7 +138,7 @@ impl Disk {
             resized: AtomicBool::new(false),
             full: AtomicBool::new(false),
             kick: Mutex::default(),
-            complaints: AtomicU32::new(0),
+            complaints: Complaints::default(),
             counters: Counters::default(),
             backing,
         };
@@ -290,7 +289,7 @@ impl Disk {
 
     /// Whether the log has room for another line that the frontend caused.
     pub(crate) fn may_complain(&self) -> bool {
-        self.complaints.fetch_update(SeqCst, SeqCst, |n| (n < MAX_COMPLAINTS).then_some(n + 1)).is_ok()
+        self.complaints.may_complain()
     }
 
     fn kick(&self) -> MutexGuard<'_, Option<Arc<EventFd>>> {

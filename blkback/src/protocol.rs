@@ -358,39 +358,28 @@ struct Fields {
 
 impl Fields {
     fn new(entry: &RawEntry, protocol: Protocol) -> Self {
+        // The types differ in where the fields lie.
+        macro_rules! fields {
+            ($raw:ty, $discard:ty, $indirect:ty) => {{
+                let raw: $raw = zerocopy::transmute!(*entry);
+                let discard: $discard = zerocopy::transmute!(*entry);
+                let indirect: $indirect = zerocopy::transmute!(*entry);
+                let [page, ..] = indirect.grefs;
+                Fields {
+                    operation: raw.operation,
+                    nr_segments: raw.nr_segments,
+                    id: raw.id.get(),
+                    sector: raw.sector.get(),
+                    segments: raw.segments,
+                    discarded: discard.nr_sectors.get(),
+                    indirect_segments: indirect.nr_segments.get(),
+                    indirect_page: GrantRef(page.get()),
+                }
+            }};
+        }
         match protocol {
-            Protocol::X86_64 => {
-                let raw: Raw64 = zerocopy::transmute!(*entry);
-                let discard: Discard64 = zerocopy::transmute!(*entry);
-                let indirect: Indirect64 = zerocopy::transmute!(*entry);
-                let [page, ..] = indirect.grefs;
-                Fields {
-                    operation: raw.operation,
-                    nr_segments: raw.nr_segments,
-                    id: raw.id.get(),
-                    sector: raw.sector.get(),
-                    segments: raw.segments,
-                    discarded: discard.nr_sectors.get(),
-                    indirect_segments: indirect.nr_segments.get(),
-                    indirect_page: GrantRef(page.get()),
-                }
-            }
-            Protocol::X86_32 => {
-                let raw: Raw32 = zerocopy::transmute!(*entry);
-                let discard: Discard32 = zerocopy::transmute!(*entry);
-                let indirect: Indirect32 = zerocopy::transmute!(*entry);
-                let [page, ..] = indirect.grefs;
-                Fields {
-                    operation: raw.operation,
-                    nr_segments: raw.nr_segments,
-                    id: raw.id.get(),
-                    sector: raw.sector.get(),
-                    segments: raw.segments,
-                    discarded: discard.nr_sectors.get(),
-                    indirect_segments: indirect.nr_segments.get(),
-                    indirect_page: GrantRef(page.get()),
-                }
-            }
+            Protocol::X86_64 => fields!(Raw64, Discard64, Indirect64),
+            Protocol::X86_32 => fields!(Raw32, Discard32, Indirect32),
         }
     }
 

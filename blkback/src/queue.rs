@@ -28,8 +28,6 @@ const RETRY_HELD: Duration = Duration::from_secs(1);
 /// What ends with the call that starts it has ended before that call begins to sleep: a sleep of this length tells it
 /// from the rest, which the next requests must not wait for.
 const NEAR: Duration = Duration::from_micros(20);
-/// In this time a frontend that is at work has answered a dozen responses with new requests.
-const GLANCE: Duration = Duration::from_micros(20);
 /// The size of the storage is looked at with a wake-up, but not more often than this.
 const RESCAN: Duration = Duration::from_millis(100);
 
@@ -281,7 +279,9 @@ impl<E: Engine> Queue<E> {
                 Ok(0) => {
                     let under_way = self.under_way() > 0;
                     if under_way && self.sleeps {
-                        if std::mem::take(&mut answered) && self.glance() {
+                        if std::mem::take(&mut answered)
+                            && self.quick.glance(|| self.ring.pending().is_ok_and(|count| count > 0))
+                        {
                             continue;
                         }
                         // The end of what was just started is near, and will have us look again. If it is not, the
@@ -322,21 +322,6 @@ impl<E: Engine> Queue<E> {
             }
         }
         Sleep::Never
-    }
-
-    /// Looks at the ring for a moment more, if the frontend was quick to answer the last times. True: something came.
-    fn glance(&mut self) -> bool {
-        if !self.quick.is_worth_a_try() {
-            return false;
-        }
-        let begun = Instant::now();
-        let mut came = false;
-        while !came && begun.elapsed() < GLANCE {
-            std::hint::spin_loop();
-            came = self.ring.pending().is_ok_and(|count| count > 0);
-        }
-        self.quick.came(came);
-        came
     }
 
     fn give_up(&mut self, reason: &RingError) -> Sleep {

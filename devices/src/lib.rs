@@ -7,11 +7,13 @@
 
 pub mod bucket;
 pub mod bus;
+pub mod complaints;
 pub mod display;
 pub mod guess;
 pub mod io;
 pub mod memory;
 pub mod pci;
+pub mod ring;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod vga;

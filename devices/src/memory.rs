@@ -73,6 +73,7 @@ impl SharedPages {
         (index < self.pages).then(|| unsafe { self.base.add(index * PAGE_SIZE) })
     }
 
+    #[inline]
     fn checked<T>(&self, offset: usize) -> Option<NonNull<T>> {
         let end = offset.checked_add(size_of::<T>())?;
         if end > self.pages * PAGE_SIZE || !offset.is_multiple_of(align_of::<T>()) {
@@ -83,24 +84,28 @@ impl SharedPages {
     }
 
     /// The byte at `offset`, shared with the guest.
+    #[inline]
     pub fn u8_at(&self, offset: usize) -> Option<&AtomicU8> {
         // SAFETY: inside the mapping, which lives as long as self; atomics tolerate a concurrent guest.
         self.checked::<AtomicU8>(offset).map(|p| unsafe { p.as_ref() })
     }
 
     /// The aligned 16-bit word at `offset`, shared with the guest.
+    #[inline]
     pub fn u16_at(&self, offset: usize) -> Option<&AtomicU16> {
         // SAFETY: as in u8_at, and aligned.
         self.checked::<AtomicU16>(offset).map(|p| unsafe { p.as_ref() })
     }
 
     /// The aligned 32-bit word at `offset`, shared with the guest.
+    #[inline]
     pub fn u32_at(&self, offset: usize) -> Option<&AtomicU32> {
         // SAFETY: as in u16_at.
         self.checked::<AtomicU32>(offset).map(|p| unsafe { p.as_ref() })
     }
 
     /// The aligned 64-bit word at `offset`, shared with the guest.
+    #[inline]
     pub fn u64_at(&self, offset: usize) -> Option<&AtomicU64> {
         // SAFETY: as in u16_at.
         self.checked::<AtomicU64>(offset).map(|p| unsafe { p.as_ref() })

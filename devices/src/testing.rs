@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, missing_docs, clippy::indexing_slicing)]
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst, fence};
 use std::sync::{Arc, Condvar, Mutex};
@@ -15,32 +16,41 @@ use crate::memory::{GuestRam, PAGE_SIZE, SharedPages};
 use crate::xen::event_channel::{EventChannels, EventDelivery, SendTarget};
 use crate::xen::grant_table::GrantTable;
 use crate::xen::types::{DomId, GrantRef, Port};
-use crate::xen::xenbus::{DomainHandle, FrontendKeys};
+use crate::xen::xenbus::{DomainHandle, FrontendKeys, Store};
 
-/// Lines that `f` writes to the log.
+/// Lines that `f` writes to the log, on this thread.
 pub fn log_lines(f: impl FnOnce()) -> u32 {
-    #[derive(Clone, Default)]
-    struct Lines(Arc<AtomicU32>);
-    impl tracing::Subscriber for Lines {
-        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-            true
-        }
-        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-            tracing::span::Id::from_u64(1)
-        }
-        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-        fn event(&self, _: &tracing::Event<'_>) {
-            self.0.fetch_add(1, SeqCst);
-        }
-        fn enter(&self, _: &tracing::span::Id) {}
-        fn exit(&self, _: &tracing::span::Id) {}
-    }
     let lines = Lines::default();
     tracing::subscriber::with_default(lines.clone(), f);
     lines.0.load(SeqCst)
 }
 
+/// Lines that the process writes to the log while `f` runs, on whichever thread: once in a process.
+pub fn log_lines_of_all_threads(f: impl FnOnce()) -> u32 {
+    let lines = Lines::default();
+    tracing::subscriber::set_global_default(lines.clone()).unwrap();
+    f();
+    lines.0.load(SeqCst)
+}
+
+#[derive(Clone, Default)]
+struct Lines(Arc<AtomicU32>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
 /// Records what a real accelerator would deliver.
 #[derive(Debug, Default)]
 pub struct RecordedDelivery {
@@ -266,4 +276,21 @@ impl FrontRing {
         }
         Some(response)
     }
+}
+
+/// xenstore without permissions: value by path.
+#[derive(Debug, Default)]
+pub struct MemoryStore(pub BTreeMap<String, String>);
+
+impl Store for MemoryStore {
+    fn read(&self, path: &str) -> Option<String> {
+        self.0.get(path).cloned()
+    }
+    fn write(&mut self, path: &str, value: &str) {
+        self.0.insert(path.into(), value.into());
+    }
+    fn remove(&mut self, path: &str) {
+        self.0.retain(|key, _| key != path && !key.starts_with(&format!("{path}/")));
+    }
+    fn make_directory(&mut self, _: &str, _: DomId, _: DomId) {}
 }

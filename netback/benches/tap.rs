@@ -1,11 +1,12 @@
 //! netback without a guest beside a bare loop of read(2) or write(2): the same kind of tap, the same frames, in turns.
 //!
 //! The frontend is a thread of this program that plays a guest with one busy processor: it looks at its rings all the
-//! time, and answers at once. Its pages are in no order. Prints a table; see docs/benchmarks.md.
+//! time, and answers at once. Prints a table; see docs/benchmarks.md.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
 use std::io;
+use std::process::Stdio;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, SeqCst};
 use std::sync::mpsc;
@@ -20,13 +21,17 @@ use netback::protocol::{
 };
 use netback::testing::{HostSide, enter_network_namespace, tcp_frame, wait};
 use netback::{NetDevice, Offload, Tap, VNET_HDR, VifConfig};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 const PAGE: usize = 4096;
 /// Of one measurement.
 const TIME: Duration = Duration::from_millis(700);
 /// Payload of a large segment: 45 times what fits a frame of the usual MTU.
 const LARGE: usize = 45 * 1448;
+/// Of Ethernet, IP and TCP.
+const HEADERS: usize = 54;
+/// Bytes of RAM of the played guest.
+const RAM: usize = 8 << 20;
 /// Packets of a burst, where system calls are counted.
 const BURST: usize = 32;
 
@@ -38,6 +43,79 @@ struct Load {
     gso: Option<Gso>,
     /// Frames that wait in the tap when a reader begins.
     waiting: usize,
+    /// How a guest has them in its pages.
+    layout: Layout,
+    /// The tap is a port of a bridge, and they go on through another port.
+    bridged: bool,
+}
+
+/// Where the bytes of packets are in the guest's RAM.
+#[derive(Clone, Copy, PartialEq)]
+enum Layout {
+    /// As Linux has what a program sends by TCP: the headers by themselves, the payload of one packet behind that of the
+    /// other in blocks of eight adjacent pages (SKB_FRAG_PAGE_ORDER), which are in no order.
+    Blocks,
+    /// Each page by itself, from its beginning, in no order; the headers before the payload.
+    Pages,
+}
+
+/// Bytes of a packet in one page of the guest: frame number, offset, length.
+type Part = (u64, usize, usize);
+
+/// Pages of a block.
+const BLOCK: usize = 8;
+
+impl Layout {
+    /// Lays out packets in pages of the guest, each followed by the next; the last is as the first one.
+    fn place(self, guest: &mut FakeGuest, load: &Load, count: usize) -> Vec<Vec<Part>> {
+        let pages: Vec<u64> = (0..80 * BLOCK).map(|_| guest.alloc_page()).collect();
+        let first = pages[0].next_multiple_of(BLOCK as u64);
+        let each = match self {
+            Layout::Blocks => BLOCK as u64,
+            Layout::Pages => 1,
+        };
+        let mut order: Vec<u64> = (0..79 * BLOCK as u64 / each).collect();
+        shuffle(&mut order);
+        let mut pages =
+            order.into_iter().flat_map(|block| (0..each).map(move |page| first + block * each + page));
+        let (headers, payload) = match self {
+            Layout::Blocks => load.frame.split_at(HEADERS),
+            Layout::Pages => load.frame.split_at(0),
+        };
+        let heads: Vec<u64> = pages.by_ref().take(count.next_multiple_of(BLOCK)).collect();
+        let (mut page, mut offset) = (pages.next().unwrap(), 0);
+        let packet = |head: &u64| {
+            let mut parts = Vec::new();
+            if !headers.is_empty() {
+                guest.write(*head, 0, headers);
+                parts.push((*head, 0, headers.len()));
+            }
+            let mut rest = payload;
+            while !rest.is_empty() {
+                if offset == PAGE {
+                    (page, offset) = (pages.next().unwrap(), 0);
+                }
+                let (part, others) = rest.split_at(rest.len().min(PAGE - offset));
+                guest.write(page, offset, part);
+                parts.push((page, offset, part.len()));
+                (rest, offset) = (others, offset + part.len());
+            }
+            if self == Layout::Pages {
+                offset = PAGE;
+            }
+            parts
+        };
+        heads.iter().take(count).map(packet).collect()
+    }
+}
+
+/// A guest whose RAM is in huge pages where the host has them, as xvmm's is.
+fn guest() -> FakeGuest {
+    let guest = FakeGuest::new(RAM / PAGE);
+    let ram = guest.ram.get_host_address(GuestAddress(0)).unwrap();
+    // SAFETY: advice for a mapping.
+    unsafe { libc::madvise(ram.cast(), RAM, libc::MADV_HUGEPAGE) };
+    guest
 }
 
 impl Load {
@@ -73,16 +151,32 @@ fn main() {
         frame: tcp_frame(false, LARGE),
         gso: Some(Gso { size: 1448, kind: GsoKind::TcpV4 }),
         waiting: 256,
+        layout: Layout::Blocks,
+        bridged: false,
     };
+    let bridged = Load { name: "the same through a bridge", bridged: true, ..large.clone() };
+    let single =
+        Load { name: "TCP segments of 64 KiB in single pages", layout: Layout::Pages, ..large.clone() };
     let mut small = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
     small.resize(64, 7);
-    let small = Load { name: "packets of 64 bytes", frame: small, gso: None, waiting: 4000 };
+    let small = Load {
+        name: "packets of 64 bytes",
+        frame: small,
+        gso: None,
+        waiting: 4000,
+        layout: Layout::Pages,
+        bridged: false,
+    };
     println!(
         "| load | bare loop | the same in pages | netback | of the loop | of it in pages | without io_uring |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|");
-    for load in [&large, &small] {
+    for load in [&large, &bridged, &single, &small] {
         for to_host in [true, false] {
+            // A frontend posts single pages.
+            if load.layout == Layout::Blocks && !to_host {
+                continue;
+            }
             if words
                 .get(1)
                 .is_some_and(|only| !format!("{}, {}", load.name, direction(to_host)).contains(only.as_str()))
@@ -140,12 +234,32 @@ fn report(load: &Load, to_host: bool, runs: &[Vec<Run>; 4]) {
     println!("| system calls per packet | 1 | 1 | {ring:.3} | | | {calls:.3} |");
 }
 
-fn tap(name: &str) -> (Tap, HostSide) {
+/// A tap that is ready, and its other side. Frames of the guest end in the host's stack, which has no use for them, at
+/// once or at the far end of a pair of interfaces behind a bridge.
+fn tap(name: &str, load: &Load) -> (Tap, HostSide) {
     let tap = Tap::create(name, 1).unwrap();
     tap.set_offload(Offload { csum: true, tso4: true, tso6: true }).unwrap();
     tap.set_carrier(true).unwrap();
     let host = HostSide::up(name, 1500);
     host.set_queue_len(4096);
+    let make = |words: &str| {
+        let ip = std::process::Command::new("ip").args(words.split(' ')).status().unwrap();
+        assert!(ip.success(), "ip {words}");
+    };
+    if load.bridged {
+        // What is there is of the round before.
+        let _ = std::process::Command::new("ip")
+            .args(["link", "delete", "bridge"])
+            .stderr(Stdio::null())
+            .status();
+        let _ =
+            std::process::Command::new("ip").args(["link", "delete", "near"]).stderr(Stdio::null()).status();
+        make("link add bridge up type bridge forward_delay 0 mcast_snooping 0");
+        make("link add near type veth peer name far");
+        make("link set far up");
+        make("link set near up master bridge");
+        make(&format!("link set {name} master bridge"));
+    }
     (tap, host)
 }
 
@@ -158,42 +272,47 @@ fn fill(host: &HostSide, load: &Load, count: usize) {
     }
 }
 
-/// Packets behind their headers: each in one piece that begins with a page, or in pages in no order, as a guest's.
+/// Packets behind their headers: each in one piece that begins with a page, or where a guest has them.
 struct Memory {
-    _bytes: Vec<u8>,
+    _guest: FakeGuest,
     packets: Vec<Vec<libc::iovec>>,
 }
 
-// SAFETY: the vectors name the bytes, which go with them.
+// SAFETY: the vectors name the RAM, which goes with them.
 unsafe impl Send for Memory {}
 
 impl Memory {
-    fn new(frame: &[u8], count: usize, in_pages: bool) -> Self {
-        let each = frame.len().div_ceil(PAGE) + 1;
-        let mut bytes = vec![0; (each * count + 2) * PAGE];
-        let base = bytes.as_mut_ptr();
-        let first = base.align_offset(PAGE);
-        let mut order: Vec<u64> = (0..(each * count) as u64).collect();
-        if in_pages {
-            shuffle(&mut order);
-        }
-        let page = |number: u64| base.wrapping_add(first + number as usize * PAGE);
-        let vector = |at: *mut u8, part: &[u8]| {
-            // SAFETY: the parts of a packet are inside of its pages.
-            unsafe { at.copy_from(part.as_ptr(), part.len()) };
-            libc::iovec { iov_base: at.cast(), iov_len: part.len() }
-        };
-        let packets = order.chunks(each).map(|pages| {
-            let (header, data) = frame.split_at(VNET_HDR);
-            if in_pages {
-                let parts = data.chunks(PAGE).zip(&pages[1..]).map(|(part, to)| vector(page(*to), part));
-                [vector(page(pages[0]), header)].into_iter().chain(parts).collect()
-            } else {
-                vec![vector(page(pages[1]).wrapping_sub(VNET_HDR), frame)]
+    fn new(load: &Load, count: usize, as_guest: bool) -> Self {
+        let mut guest = guest();
+        let placed = load.layout.place(&mut guest, load, count);
+        let header = load.with_header()[..VNET_HDR].to_vec();
+        let ram = guest.ram.get_host_address(GuestAddress(0)).unwrap();
+        let bytes =
+            |start: usize, len| libc::iovec { iov_base: ram.wrapping_add(start).cast(), iov_len: len };
+        let each = load.frame.len().div_ceil(PAGE) + 1;
+        let free = (guest.alloc_page() as usize + BLOCK) * PAGE;
+        let packet = |(number, parts): (usize, &Vec<Part>)| {
+            let data = free + (number * each + 1) * PAGE;
+            let start = data - VNET_HDR;
+            guest.ram.write_slice(&header, GuestAddress(start as u64)).unwrap();
+            if !as_guest {
+                guest.ram.write_slice(&load.frame, GuestAddress(data as u64)).unwrap();
+                return vec![bytes(start, VNET_HDR + load.frame.len())];
             }
-        });
-        let packets = packets.collect();
-        Self { _bytes: bytes, packets }
+            let mut list = vec![bytes(start, VNET_HDR)];
+            for (frame, offset, len) in parts {
+                let next = bytes(*frame as usize * PAGE + offset, *len);
+                match list.last_mut() {
+                    Some(last) if last.iov_base.wrapping_add(last.iov_len) == next.iov_base => {
+                        last.iov_len += len;
+                    }
+                    _ => list.push(next),
+                }
+            }
+            list
+        };
+        let packets = placed.iter().enumerate().map(packet).collect();
+        Self { _guest: guest, packets }
     }
 
     /// One packet, by one system call; its bytes.
@@ -214,10 +333,10 @@ impl Memory {
 
 /// The loop has a thread of its own, as netback has, and as many packets as the ring.
 fn bare(load: &Load, to_host: bool, in_pages: bool) -> Run {
-    let (tap, host) = tap("bare");
+    let (tap, host) = tap("bare", load);
     host.notice_carrier();
     let frame = load.with_header();
-    let memory = Memory::new(&frame, 256 / slots(load), in_pages);
+    let memory = Memory::new(load, 256 / slots(load), in_pages);
     let (order, orders) = mpsc::channel::<()>();
     let (result, results) = mpsc::channel();
     let waiting = load.waiting;
@@ -254,9 +373,13 @@ fn bare(load: &Load, to_host: bool, in_pages: bool) -> Run {
     Run { rate: count as f64 / time.as_secs_f64(), calls: 1.0, cpu: cpu / count as f64 * 1e6 }
 }
 
-/// Slots of a packet in the ring.
+/// Slots of a packet in the ring at most.
 fn slots(load: &Load) -> usize {
-    load.frame.len().div_ceil(PAGE) + usize::from(load.gso.is_some())
+    let pages = match load.layout {
+        Layout::Blocks => 1 + (load.frame.len() - HEADERS - 1).div_ceil(PAGE) + 1,
+        Layout::Pages => load.frame.len().div_ceil(PAGE),
+    };
+    pages + usize::from(load.gso.is_some())
 }
 
 /// A ring of one page, as quick as a driver in a kernel is with it.
@@ -328,14 +451,14 @@ struct Front {
     tx_port: Port,
     rx_port: Port,
     /// The packets that are sent again and again.
-    packets: Vec<Vec<GrantRef>>,
+    packets: Vec<Vec<(GrantRef, Part)>>,
     pages: Vec<GrantRef>,
 }
 
 impl Front {
     /// This thread goes on `processor`, the interface's on the first one.
     fn new(load: &Load, io_uring: bool, processor: usize) -> Self {
-        let (tap, host) = tap("vif1.0");
+        let (tap, host) = tap("vif1.0", load);
         let config = VifConfig {
             index: 0,
             mac: "00:16:3e:00:00:01".parse().unwrap(),
@@ -348,7 +471,7 @@ impl Front {
         if !io_uring {
             device = device.without_io_uring();
         }
-        let mut guest = FakeGuest::new(2048);
+        let mut guest = guest();
         guest.delivery.offer_notifiers();
         let (tx, rx) = (Ring::new(&mut guest, TX_ENTRY), Ring::new(&mut guest, RX_ENTRY));
         let (tx_port, rx_port) = (guest.alloc_port(), guest.alloc_port());
@@ -370,21 +493,12 @@ impl Front {
         device.connect(&guest, &guest.domain).unwrap();
         on_processor(processor);
         host.notice_carrier();
-        let (mut packets, mut pages) = (Vec::new(), Vec::new());
+        let placed = load.layout.place(&mut guest, load, 256 / slots(load));
+        let mut grant = |part: Part| (guest.grant(part.0, true), part);
+        let packets = placed.into_iter().map(|parts| parts.into_iter().map(&mut grant).collect()).collect();
         let mut frames: Vec<u64> = (0..600).map(|_| guest.alloc_page()).collect();
         shuffle(&mut frames);
-        for _ in 0..256 / slots(load) {
-            let parts = load.frame.chunks(PAGE).map(|part| {
-                let frame = frames.pop().unwrap();
-                guest.write(frame, 0, part);
-                guest.grant(frame, true)
-            });
-            packets.push(parts.collect());
-        }
-        for _ in 0..256 {
-            let frame = frames.pop().unwrap();
-            pages.push(guest.grant(frame, false));
-        }
+        let pages = frames.into_iter().take(256).map(|frame| guest.grant(frame, false)).collect();
         Self { guest, device, host, tx, rx, tx_port, rx_port, packets, pages }
     }
 
@@ -397,17 +511,17 @@ impl Front {
         let before = self.tx.req_prod;
         let packet = &self.packets[number % self.packets.len()];
         let last = packet.len() - 1;
-        for (index, (gref, part)) in packet.iter().zip(load.frame.chunks(PAGE)).enumerate() {
+        for (index, (gref, (_, offset, len))) in packet.iter().enumerate() {
             let mut flags = if index < last { TXF_MORE_DATA } else { 0 };
-            let mut size = part.len();
+            let mut size = *len;
             if index == 0 {
                 size = load.frame.len();
                 if load.gso.is_some() {
                     flags |= TXF_CSUM_BLANK | TXF_DATA_VALIDATED | TXF_EXTRA_INFO;
                 }
             }
-            let request =
-                TxRequest { gref: *gref, offset: 0, flags, id: self.tx.req_prod as u16, size: size as u16 };
+            let (id, offset) = (self.tx.req_prod as u16, *offset as u16);
+            let request = TxRequest { gref: *gref, offset, flags, id, size: size as u16 };
             self.tx.put(request.emit());
             if let (0, Some(gso)) = (index, load.gso) {
                 self.tx.put(gso.emit());
@@ -469,7 +583,7 @@ impl Front {
     /// What was copied, and what was not.
     fn check_copies(&self, load: &Load) {
         let [sent, received] = ["tx_packets", "rx_packets"].map(|name| self.counter(name));
-        let headers = if load.gso.is_some() { 54 } else { 0 };
+        let headers = if load.gso.is_some() { HEADERS as u64 } else { 0 };
         assert_eq!(self.counter("tx_copied_bytes"), sent * headers);
         if load.gso.is_some() {
             assert_eq!((self.counter("rx_straight"), self.counter("rx_copied")), (received, 0));
@@ -487,7 +601,7 @@ fn rings(load: &Load, to_host: bool, io_uring: bool) -> Run {
     let mut front = Front::new(load, io_uring, 1);
     let (mut count, mut time, cpu) = (0, Duration::ZERO, threads_cpu());
     if to_host {
-        let (begun, mut number, mut used, mut done) = (Instant::now(), 0, 0, 0);
+        let (begun, mut number, mut used) = (Instant::now(), 0, 0);
         let slots = slots(load);
         loop {
             let ending = begun.elapsed() >= TIME;
@@ -499,14 +613,13 @@ fn rings(load: &Load, to_host: bool, io_uring: bool) -> Run {
                 }
             }
             front.push_tx();
-            let taken = front.take_tx();
-            (used, done) = (used - taken, done + taken);
+            used -= front.take_tx();
             if ending && used == 0 {
                 break;
             }
             std::hint::spin_loop();
         }
-        count = (done / slots) as u64;
+        count = number as u64;
         time = begun.elapsed();
     }
     // Of an earlier round, one.

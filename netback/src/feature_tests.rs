@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
-use devices::testing::FrontRing;
+use devices::testing::{FrontRing, MemoryStore};
 use devices::xen::types::{DomId, Port};
 use devices::xen::xenbus::{BackendDevice, Store, Xenbus};
 
@@ -460,22 +460,6 @@ fn a_jumbo_mtu_is_told_to_the_frontend_and_its_frames_pass_both_ways() {
         }
         assert_eq!(rig.counter("rx_drops"), 0);
     }
-}
-
-#[derive(Default)]
-struct MemoryStore(std::collections::BTreeMap<String, String>);
-
-impl Store for MemoryStore {
-    fn read(&self, path: &str) -> Option<String> {
-        self.0.get(path).cloned()
-    }
-    fn write(&mut self, path: &str, value: &str) {
-        self.0.insert(path.into(), value.into());
-    }
-    fn remove(&mut self, path: &str) {
-        self.0.remove(path);
-    }
-    fn make_directory(&mut self, _: &str, _: DomId, _: DomId) {}
 }
 
 #[test]

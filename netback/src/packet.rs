@@ -100,8 +100,9 @@ impl TxSlots for std::slice::Iter<'_, [u8; TX_ENTRY]> {
 pub struct TxPacket {
     /// Of each slot taken, in order: the id to answer to, `None` for an extra info.
     ids: Vec<Option<u16>>,
-    requests: Vec<TxRequest>,
     pieces: Vec<Piece>,
+    /// What is wrong with a piece after the first.
+    bad_piece: Option<BadPacket>,
     gso: Option<Gso>,
     csum_blank: bool,
     len: usize,
@@ -124,22 +125,25 @@ impl TxPacket {
     /// Takes the next packet out of the ring. After an error the ring must not be read again.
     pub fn take(&mut self, ring: &mut impl TxSlots) -> Result<Taken, TxFatal> {
         self.ids.clear();
-        self.requests.clear();
         self.pieces.clear();
+        self.bad_piece = None;
         self.gso = None;
         let mut slot = [0; TX_ENTRY];
         if !ring.next_slot(&mut slot)? {
             return Ok(Taken::Nothing);
         }
         let head = TxRequest::parse(&slot);
-        self.push(head);
+        self.ids.push(Some(head.id));
+        // How long it is follows from the others.
+        self.pieces.push(Piece { gref: head.gref, offset: head.offset.into(), len: 0 });
         self.csum_blank = head.has(TXF_CSUM_BLANK);
         self.len = usize::from(head.size);
 
         let (mut bad, group) = self.take_extras(head, ring)?;
+        let (mut requests, mut rest) = (1, 0);
         let mut more = head.has(TXF_MORE_DATA);
         while more {
-            if self.requests.len() >= FATAL_SLOTS {
+            if requests >= FATAL_SLOTS {
                 return Err(TxFatal::Endless);
             }
             if !ring.next_slot(&mut slot)? {
@@ -147,21 +151,31 @@ impl TxPacket {
             }
             let request = TxRequest::parse(&slot);
             more = request.has(TXF_MORE_DATA);
+            self.ids.push(Some(request.id));
+            requests += 1;
+            rest += usize::from(request.size);
             self.push(request);
         }
         if let Some(group) = group {
             return Ok(Taken::Group(group));
         }
-        if self.requests.len() > MAX_SLOTS {
-            bad = bad.or(Some(BadPacket::TooManySlots(self.requests.len())));
+        if requests > MAX_SLOTS {
+            bad = bad.or(Some(BadPacket::TooManySlots(requests)));
         }
-        let bad = bad.or_else(|| self.cut_up(head).err());
+        let bad = bad.or_else(|| self.add_up(head, rest).err());
         Ok(bad.map_or(Taken::Packet, Taken::Bad))
     }
 
+    /// A piece after the first one. An empty slot is legal and carries nothing (XSA-448: it must not become an empty
+    /// fragment).
     fn push(&mut self, request: TxRequest) {
-        self.ids.push(Some(request.id));
-        self.requests.push(request);
+        let (offset, len) = (usize::from(request.offset), usize::from(request.size));
+        if offset + len > PAGE && self.bad_piece.is_none() {
+            self.bad_piece = Some(BadPacket::OutsidePage { offset: request.offset, len });
+        }
+        if len > 0 {
+            self.pieces.push(Piece { gref: request.gref, offset, len });
+        }
     }
 
     /// What is wrong with them, and the request that they make.
@@ -193,23 +207,22 @@ impl TxPacket {
         Ok((bad, group))
     }
 
-    /// Turns the requests into pieces that are known to be inside their pages and to add up.
-    fn cut_up(&mut self, head: TxRequest) -> Result<(), BadPacket> {
+    /// The first piece is what the others leave of the whole. Then all are known to be inside their pages.
+    fn add_up(&mut self, head: TxRequest, rest: usize) -> Result<(), BadPacket> {
         if self.len < ETH_HLEN {
             return Err(BadPacket::TooShort(head.size));
         }
-        let rest: usize = self.requests.iter().skip(1).map(|request| usize::from(request.size)).sum();
-        let first = self.len.checked_sub(rest).ok_or(BadPacket::SizesDisagree(head.size))?;
-        for (index, request) in self.requests.iter().enumerate() {
-            let len = if index == 0 { first } else { usize::from(request.size) };
-            let offset = usize::from(request.offset);
-            if offset + len > PAGE {
-                return Err(BadPacket::OutsidePage { offset: request.offset, len });
-            }
-            // An empty slot is legal and carries nothing (XSA-448: it must not become an empty fragment).
-            if len > 0 {
-                self.pieces.push(Piece { gref: request.gref, offset, len });
-            }
+        let len = self.len.checked_sub(rest).ok_or(BadPacket::SizesDisagree(head.size))?;
+        if usize::from(head.offset) + len > PAGE {
+            return Err(BadPacket::OutsidePage { offset: head.offset, len });
+        }
+        if let Some(bad) = self.bad_piece {
+            return Err(bad);
+        }
+        if len == 0 {
+            self.pieces.remove(0);
+        } else if let Some(first) = self.pieces.first_mut() {
+            first.len = len;
         }
         Ok(())
     }

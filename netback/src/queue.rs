@@ -8,8 +8,9 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use devices::complaints::Complaints;
 use devices::guess::Guess;
 use devices::xen::event_channel::BackendChannel;
 use devices::xen::grant_table::GrantTable;
@@ -24,9 +25,6 @@ use crate::rx::{self, Rx};
 use crate::steering::Settings;
 use crate::tap::Tap;
 use crate::tx::{Left, Tx};
-
-/// In this time a frontend that is at work has answered some responses with new requests.
-const GLANCE: Duration = Duration::from_micros(20);
 
 /// What the frontend can do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +50,8 @@ impl Features {
 /// Counters of an interface. "tx" is what the guest transmits.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    /// Lines in the log that the guest caused, over all connections.
+    pub(crate) complaints: Complaints,
     pub(crate) tx_packets: AtomicU64,
     pub(crate) tx_bytes: AtomicU64,
     /// The host did not take them.
@@ -308,7 +308,10 @@ impl<E: Engine> Pair<E> {
         if busy || left == Left::More || left == Left::Nothing && self.tx.arm()? || self.rx.arm()? {
             return Ok(Sleep::Never);
         }
-        if std::mem::take(&mut self.answered) && left == Left::Nothing && self.glance() {
+        if std::mem::take(&mut self.answered)
+            && left == Left::Nothing
+            && self.quick.glance(|| self.tx.is_filled() || self.rx.is_filled())
+        {
             return Ok(Sleep::Never);
         }
         self.engine.listen(self.rx.listens());
@@ -319,22 +322,7 @@ impl<E: Engine> Pair<E> {
 
     /// Shows responses: whether the guest wants an event for the transmit ring, and for the receive ring.
     pub(crate) fn publish(&mut self) -> (bool, bool) {
-        (self.tx.publish(&mut self.answered), self.rx.publish(&mut self.answered))
-    }
-
-    /// Looks at the rings for a moment more, if the frontend was quick to answer the last times. True: something came.
-    fn glance(&mut self) -> bool {
-        if !self.quick.is_worth_a_try() {
-            return false;
-        }
-        let begun = Instant::now();
-        let mut came = false;
-        while !came && begun.elapsed() < GLANCE {
-            std::hint::spin_loop();
-            came = self.tx.is_filled() || self.rx.is_filled();
-        }
-        self.quick.came(came);
-        came
+        (self.tx.publish(&self.link, &mut self.answered), self.rx.publish(&self.link, &mut self.answered))
     }
 
     /// Sends off what was started, and sleeps.
@@ -359,6 +347,7 @@ impl<E: Engine> Drop for Pair<E> {
             }
             self.collect();
         }
+        self.tx.answer(&self.link);
         self.rx.release(&self.link);
     }
 }

@@ -1,19 +1,22 @@
 //! How many bytes an interface may send: the key `rate` of its backend, as Xen's netback applies it.
 
+mod text;
+
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use devices::bucket::Bucket;
+use serde::{Deserialize, Serialize};
 
 /// The shortest sleep of a queue that has to wait: what has gathered meanwhile is then sent in one go.
 const QUANTUM: Duration = Duration::from_millis(1);
 
 /// A limit on what the guest sends. One interval's bytes may go at once after a pause.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {
-    /// Bytes in each interval.
+    /// Bytes in each interval, at least 1.
     pub bytes_per_interval: u64,
-    /// Microseconds.
+    /// Microseconds, at least 1.
     pub interval_us: u32,
 }
 

@@ -111,12 +111,25 @@ struct Frame {
     extras: RxExtras,
 }
 
+/// What was received since the counters were told.
+#[derive(Debug, Default)]
+struct Received {
+    packets: u64,
+    bytes: u64,
+    copied: u64,
+    straight: u64,
+    copied_bytes: u64,
+}
+
 /// The receive half of a queue.
 #[derive(Debug)]
 pub(crate) struct Rx {
     ring: BackRing,
     /// Pages for the next frames, in ring order: responses must come in the order of their requests.
     posted: VecDeque<Posted>,
+    /// Pages whose responses the guest was not shown yet.
+    used: Vec<PinnedPage>,
+    received: Received,
     /// A request behind them whose page cannot be used.
     bad: Option<u16>,
     features: Features,
@@ -150,6 +163,8 @@ impl Rx {
         Self {
             ring,
             posted: VecDeque::new(),
+            used: Vec::new(),
+            received: Received::default(),
             bad: None,
             features,
             mtu: mtu.into(),
@@ -356,8 +371,7 @@ impl Rx {
         }
         // EBADFD: the interface was deleted.
         self.gone = errno == libc::EBADFD;
-        if !self.complained {
-            self.complained = true;
+        if !std::mem::replace(&mut self.complained, true) && link.counters.complaints.may_complain() {
             let error = std::io::Error::from_raw_os_error(errno);
             tracing::warn!("{}: the tap cannot be read: {error}", link.tap.name());
         }
@@ -366,6 +380,7 @@ impl Rx {
     /// Takes posted pages; false if there are too few for the largest frame.
     fn refill(&mut self, link: &Link, wanted: usize) -> Result<bool, RingError> {
         let mut bytes = [0; RX_ENTRY];
+        let mut grants = link.grants.batch();
         let mut seen = self.ring.pending()?;
         // At most a ring full: the guest may post bad requests as fast as they are answered.
         for _ in 0..self.ring.nr_entries() {
@@ -375,7 +390,7 @@ impl Rx {
                     break;
                 }
                 self.bad = None;
-                self.refuse_posted(link);
+                self.refuse_posted();
                 self.refuse(id);
             }
             if seen == 0 {
@@ -384,12 +399,13 @@ impl Rx {
             seen -= 1;
             self.ring.next_pending(&mut bytes);
             let RxRequest { id, gref } = RxRequest::parse(&bytes);
-            match link.grants.pin(gref, Access::Write) {
+            match grants.pin(gref, Access::Write) {
                 Ok(page) => self.posted.push_back(Posted { id, page }),
                 Err(error) => {
                     count(&link.counters.rx_errors, 1);
-                    if !self.complained {
-                        self.complained = true;
+                    if !std::mem::replace(&mut self.complained, true)
+                        && link.counters.complaints.may_complain()
+                    {
                         tracing::warn!(
                             "{}: the guest posted a page that cannot be used: {error} (said once)",
                             link.tap.name()
@@ -403,10 +419,10 @@ impl Rx {
     }
 
     /// Responses keep the order of the requests: pages before a bad one that are too few go back with it.
-    fn refuse_posted(&mut self, link: &Link) {
-        while let Some(posted) = self.posted.pop_front() {
-            link.grants.unpin(posted.page);
-            self.refuse(posted.id);
+    fn refuse_posted(&mut self) {
+        while let Some(Posted { id, page }) = self.posted.pop_front() {
+            self.used.push(page);
+            self.refuse(id);
         }
     }
 
@@ -415,10 +431,31 @@ impl Rx {
         self.ring.push_response(&response.emit());
     }
 
-    /// Shows the responses, and notes that there were some; true: the guest wants an event.
-    pub(crate) fn publish(&mut self, shown: &mut bool) -> bool {
-        *shown |= self.ring.has_unpublished();
+    /// Gives the pages of the responses back and shows these, and notes that there were some; true: the guest wants an
+    /// event.
+    pub(crate) fn publish(&mut self, link: &Link, shown: &mut bool) -> bool {
+        if self.ring.has_unpublished() {
+            *shown = true;
+            self.settle(link);
+        }
         self.ring.publish()
+    }
+
+    /// Gives back the pages that were answered, and tells the counters.
+    fn settle(&mut self, link: &Link) {
+        let mut grants = link.grants.batch();
+        self.used.drain(..).for_each(|page| grants.unpin(page));
+        drop(grants);
+        let Received { packets, bytes, copied, straight, copied_bytes } = std::mem::take(&mut self.received);
+        for (counter, n) in [
+            (&link.counters.rx_packets, packets),
+            (&link.counters.rx_bytes, bytes),
+            (&link.counters.rx_copied, copied),
+            (&link.counters.rx_straight, straight),
+            (&link.counters.rx_copied_bytes, copied_bytes),
+        ] {
+            count(counter, n);
+        }
     }
 
     /// Whether pages came that frames wait for.
@@ -441,9 +478,8 @@ impl Rx {
 
     /// Gives the pages back that no frame came for. No read is under way.
     pub(crate) fn release(&mut self, link: &Link) {
-        for posted in self.posted.drain(..) {
-            link.grants.unpin(posted.page);
-        }
+        self.used.extend(self.posted.drain(..).map(|posted| posted.page));
+        self.settle(link);
     }
 
     /// The engine can no longer tell when the kernel is done with the memory: it is never used again.

@@ -89,17 +89,35 @@ pub(crate) struct Tx {
     slots: Vec<Box<Slot>>,
     /// The last one given back is the next one taken.
     free: Vec<u16>,
+    /// Packets that have ended, and how; not answered yet.
+    ended: Vec<(u16, TxStatus)>,
+    sent: Sent,
     complained: bool,
+}
+
+/// What was sent since the counters were told.
+#[derive(Debug, Default)]
+struct Sent {
+    packets: u64,
+    bytes: u64,
+    copied: u64,
 }
 
 impl Tx {
     pub(crate) fn new(ring: BackRing) -> Self {
-        Self { ring, slots: Vec::new(), free: Vec::new(), complained: false }
+        Self {
+            ring,
+            slots: Vec::new(),
+            free: Vec::new(),
+            ended: Vec::new(),
+            sent: Sent::default(),
+            complained: false,
+        }
     }
 
     /// Packets under way.
     pub(crate) fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len() - self.free.len() - self.ended.len()
     }
 
     /// Whether the frontend has sent packets.
@@ -114,6 +132,7 @@ impl Tx {
         engine: &mut impl Engine,
         now: Instant,
     ) -> Result<Left, TxFatal> {
+        self.answer(link);
         let (mut slots, mut seen) = (0, 0);
         for _ in 0..BATCH {
             if slots >= self.ring.nr_entries() as usize / 2 {
@@ -144,15 +163,18 @@ impl Tx {
                 Taken::Group(change) => {
                     let status =
                         if link.settings.multicast.change(change) { TxStatus::Okay } else { TxStatus::Error };
-                    self.answer(link, token, status);
+                    self.ended.push((token, status));
                     continue;
                 }
                 _ => slot.prepare(link),
             };
             match prepared {
-                // SAFETY: the slot is boxed and stays as it is until its completion, and so do the pages, which
-                // are pinned: TxPacket vouches that each piece lies in its page.
-                Ok(()) => unsafe { engine.start(token, Op::Write, &slot.buffers) },
+                Ok(copied) => {
+                    self.sent.copied += copied;
+                    // SAFETY: the slot is boxed and stays as it is until its completion, and so do the pages, which
+                    // are pinned: TxPacket vouches that each piece lies in its page.
+                    unsafe { engine.start(token, Op::Write, &slot.buffers) };
+                }
                 Err(refused) => self.refuse(link, token, &refused),
             }
         }
@@ -170,9 +192,9 @@ impl Tx {
         let Some(slot) = self.slots.get(usize::from(token)) else { return };
         match result {
             Ok(_) => {
-                count(&link.counters.tx_packets, 1);
-                count(&link.counters.tx_bytes, slot.packet.len() as u64);
-                self.answer(link, token, TxStatus::Okay);
+                self.sent.packets += 1;
+                self.sent.bytes += slot.packet.len() as u64;
+                self.ended.push((token, TxStatus::Okay));
             }
             // The kernel finds the frame wrong.
             Err(libc::EINVAL) => {
@@ -182,38 +204,55 @@ impl Tx {
             // The interface is down or gone, or the host is short of memory: as if the cable were out.
             Err(_) => {
                 count(&link.counters.tx_drops, 1);
-                self.answer(link, token, TxStatus::Dropped);
+                self.ended.push((token, TxStatus::Dropped));
             }
         }
     }
 
     fn refuse(&mut self, link: &Link, token: u16, refused: &Refused) {
         count(&link.counters.tx_errors, 1);
-        if !self.complained {
-            self.complained = true;
+        if !std::mem::replace(&mut self.complained, true) && link.counters.complaints.may_complain() {
             tracing::warn!("{}: a frame of the guest is refused: {refused} (said once)", link.tap.name());
         }
-        self.answer(link, token, TxStatus::Error);
+        self.ended.push((token, TxStatus::Error));
     }
 
-    /// Gives the pages back, then answers all slots of the packet.
-    fn answer(&mut self, link: &Link, token: u16, status: TxStatus) {
-        let Some(slot) = self.slots.get_mut(usize::from(token)) else { return };
-        for page in slot.pages.drain(..) {
-            link.grants.unpin(page);
+    /// Gives back the pages of all packets that have ended, then answers all their slots.
+    pub(crate) fn answer(&mut self, link: &Link) {
+        if self.ended.is_empty() {
+            return;
         }
-        for id in slot.packet.ids() {
-            let response = match id {
-                Some(id) => tx_response(*id, status),
-                None => tx_response(0, TxStatus::Null),
-            };
-            self.ring.push_response(&response);
+        let Sent { packets, bytes, copied } = std::mem::take(&mut self.sent);
+        for (counter, n) in [
+            (&link.counters.tx_packets, packets),
+            (&link.counters.tx_bytes, bytes),
+            (&link.counters.tx_copied_bytes, copied),
+        ] {
+            count(counter, n);
         }
-        self.free.push(token);
+        // The pages first: the guest's processor may be writing to what holds the next slots of the ring.
+        let mut grants = link.grants.batch();
+        for (token, _) in &self.ended {
+            let Some(slot) = self.slots.get_mut(usize::from(*token)) else { continue };
+            slot.pages.drain(..).for_each(|page| grants.unpin(page));
+        }
+        drop(grants);
+        for (token, status) in self.ended.drain(..) {
+            let Some(slot) = self.slots.get(usize::from(token)) else { continue };
+            for id in slot.packet.ids() {
+                let response = match id {
+                    Some(id) => tx_response(*id, status),
+                    None => tx_response(0, TxStatus::Null),
+                };
+                self.ring.push_response(&response);
+            }
+            self.free.push(token);
+        }
     }
 
-    /// Shows the responses, and notes that there were some; true: the guest wants an event.
-    pub(crate) fn publish(&mut self, shown: &mut bool) -> bool {
+    /// Answers what has ended and shows it, and notes that there was something; true: the guest wants an event.
+    pub(crate) fn publish(&mut self, link: &Link, shown: &mut bool) -> bool {
+        self.answer(link);
         *shown |= self.ring.has_unpublished();
         self.ring.publish()
     }
@@ -227,16 +266,19 @@ impl Tx {
     pub(crate) fn abandon(&mut self) {
         std::mem::forget(std::mem::take(&mut self.slots));
         self.free.clear();
+        self.ended.clear();
     }
 }
 
 impl Slot {
-    /// Lists what is to be sent: straight from the guest's pages, which stay pinned.
-    fn prepare(&mut self, link: &Link) -> Result<(), Refused> {
+    /// Lists what is to be sent: straight from the guest's pages, which stay pinned. Bytes that were copied.
+    fn prepare(&mut self, link: &Link) -> Result<u64, Refused> {
         let Self { packet, pages, header, head, buffers } = self;
+        let mut grants = link.grants.batch();
         for piece in packet.pieces() {
-            pages.push(link.grants.pin(piece.gref, Access::Read)?);
+            pages.push(grants.pin(piece.gref, Access::Read)?);
         }
+        drop(grants);
         let mut copied: &mut [u8] = &mut [];
         *header = VnetHeader::default().emit();
         if packet.csum_blank() || packet.gso().is_some() {
@@ -246,7 +288,6 @@ impl Slot {
             let headers = Headers::parse(copied, packet.len())?;
             *header = offload(packet, &headers, copied)?.emit();
             copied = copied.get_mut(..headers.payload.into()).unwrap_or_default();
-            count(&link.counters.tx_copied_bytes, copied.len() as u64);
         }
         buffers.clear();
         buffers.push(IoVec::new(header.as_mut_ptr(), header.len()));
@@ -269,7 +310,7 @@ impl Slot {
                 }
             }
         }
-        Ok(())
+        Ok(copied.len() as u64)
     }
 }
 

@@ -107,7 +107,7 @@ pub fn prepare() -> Result<ExitCode> {
     images::tools(&cache)?;
     formats::build(&cache)?;
     storage::build(&cache, "6.12")?;
-    network::build(&cache, "6.12")?;
+    network::KIT.build(&cache, "6.12")?;
     for (label, _) in images::GUEST_KERNELS {
         images::l1(&cache, label)?;
     }
@@ -310,7 +310,7 @@ impl Material {
         let needs = |kind| cases.iter().any(|case| case.test.host == kind);
         let kernel = if needs(HostKind::WithoutXen) { "6.1" } else { "6.12" };
         let storage = if needs(HostKind::Storage) { Some(storage::build(&cache, kernel)?) } else { None };
-        let network = if needs(HostKind::Network) { Some(network::build(&cache, kernel)?) } else { None };
+        let network = if needs(HostKind::Network) { Some(network::KIT.build(&cache, kernel)?) } else { None };
         if place == Place::Nested {
             images::l1(&cache, kernel)?;
         }

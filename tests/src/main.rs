@@ -15,6 +15,7 @@ mod driver;
 mod formats;
 mod guest;
 mod images;
+mod kit;
 mod kvm;
 mod nested;
 mod network;

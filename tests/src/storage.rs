@@ -5,46 +5,49 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cpio::Archive;
+use crate::kit::Kit;
 use crate::packages::{Apt, Cache, run};
 use crate::{Result, fail, images};
 
-/// Loaded when the host starts.
-const MODULES: [&str; 5] = ["dm-mod", "dm-flakey", "dm-snapshot", "sd_mod", "iscsi_tcp"];
-/// Loaded by a test, which has parameters for it.
-const EXTRA_MODULES: [&str; 1] = ["scsi_debug"];
-
-/// Package, file in it, path in the host. busybox has some of them in /bin; these are called by their paths.
-const PROGRAMS: [(&str, &str, &str); 9] = [
-    ("lvm2", "sbin/lvm", "/sbin/lvm"),
-    ("dmsetup", "sbin/dmsetup", "/sbin/dmsetup"),
-    ("mount", "sbin/losetup", "/sbin/losetup"),
-    ("e2fsprogs", "sbin/mke2fs", "/sbin/mke2fs"),
-    ("qemu-utils", "usr/bin/qemu-img", "/usr/bin/qemu-img"),
-    ("tgt", "usr/sbin/tgtd", "/usr/sbin/tgtd"),
-    ("tgt", "usr/sbin/tgtadm", "/usr/sbin/tgtadm"),
-    ("open-iscsi", "sbin/iscsid", "/sbin/iscsid"),
-    ("open-iscsi", "sbin/iscsiadm", "/sbin/iscsiadm"),
-];
-
-/// Packages with libraries of these programs that neither Debian's base system nor QEMU brings along.
-const LIBRARIES: [&str; 13] = [
-    "libbsd0",
-    "libdevmapper1.02.1",
-    "libdevmapper-event1.02.1",
-    "libedit2",
-    "libibverbs1",
-    "libisns0",
-    "libkmod2",
-    "libmd0",
-    "libmount1",
-    "libnl-3-200",
-    "libnl-route-3-200",
-    "libopeniscsiusr",
-    "librdmacm1",
-];
-
-const L1_STORAGE: &str = include_str!("../assets/l1-storage");
+/// For the nested host.
+const KIT: Kit = Kit {
+    name: "storage",
+    modules: &["dm-mod", "dm-flakey", "dm-snapshot", "sd_mod", "iscsi_tcp"],
+    extra_modules: &["scsi_debug"],
+    programs: &[
+        ("lvm2", "sbin/lvm", "/sbin/lvm"),
+        ("dmsetup", "sbin/dmsetup", "/sbin/dmsetup"),
+        ("mount", "sbin/losetup", "/sbin/losetup"),
+        ("e2fsprogs", "sbin/mke2fs", "/sbin/mke2fs"),
+        ("qemu-utils", "usr/bin/qemu-img", "/usr/bin/qemu-img"),
+        ("tgt", "usr/sbin/tgtd", "/usr/sbin/tgtd"),
+        ("tgt", "usr/sbin/tgtadm", "/usr/sbin/tgtadm"),
+        ("open-iscsi", "sbin/iscsid", "/sbin/iscsid"),
+        ("open-iscsi", "sbin/iscsiadm", "/sbin/iscsiadm"),
+    ],
+    libraries: &[
+        "libbsd0",
+        "libdevmapper1.02.1",
+        "libdevmapper-event1.02.1",
+        "libedit2",
+        "libibverbs1",
+        "libisns0",
+        "libkmod2",
+        "libmd0",
+        "libmount1",
+        "libnl-3-200",
+        "libnl-route-3-200",
+        "libopeniscsiusr",
+        "librdmacm1",
+    ],
+    folders: &["/etc/iscsi/nodes", "/etc/iscsi/send_targets"],
+    files: &[
+        ("/etc/lvm/lvm.conf", 0o644, LVM_CONF),
+        ("/etc/iscsi/iscsid.conf", 0o600, ISCSID_CONF),
+        ("/etc/iscsi/initiatorname.iscsi", 0o600, INITIATOR),
+    ],
+    functions: include_str!("../assets/l1-storage"),
+};
 
 /// There is no udev in the nested host: device nodes are made by the programs themselves.
 const LVM_CONF: &str = "\
@@ -79,34 +82,7 @@ pub struct Storage {
 
 /// Makes everything that is not in the cache yet, for the nested host with the kernel `label`.
 pub fn build(cache: &Cache, label: &str) -> Result<Storage> {
-    let folder = cache.path("storage");
-    let storage = Storage { archive: folder.join("archive"), fio: cache.path("fio").join("fio") };
-    let kernel = images::kernel(cache, label)?;
-    let recipe = format!(
-        "{} {MODULES:?} {EXTRA_MODULES:?} {PROGRAMS:?} {LIBRARIES:?}\n{L1_STORAGE}{LVM_CONF}{ISCSID_CONF}{INITIATOR}",
-        kernel.release
-    );
-    images::build_once(&folder, &recipe, || {
-        eprintln!("building the nested host's storage programs");
-        let mut archive = Archive::default();
-        images::modules(&mut archive, "/lib/modules/storage", &kernel, &MODULES, &EXTRA_MODULES)?;
-        let mut libraries = Vec::new();
-        for package in LIBRARIES {
-            libraries.extend(cache.libraries(package)?);
-        }
-        for (package, from, to) in PROGRAMS {
-            let from = cache.package(package)?.join(from);
-            images::linked_program(&mut archive, to, &from, &libraries)?;
-        }
-        archive.directory("/etc/iscsi/nodes");
-        archive.directory("/etc/iscsi/send_targets");
-        archive.file("/tests/storage", 0o644, L1_STORAGE.as_bytes());
-        archive.file("/etc/lvm/lvm.conf", 0o644, LVM_CONF.as_bytes());
-        archive.file("/etc/iscsi/iscsid.conf", 0o600, ISCSID_CONF.as_bytes());
-        archive.file("/etc/iscsi/initiatorname.iscsi", 0o600, INITIATOR.as_bytes());
-        fs::write(&storage.archive, archive.finish())?;
-        Ok(())
-    })?;
+    let storage = Storage { archive: KIT.build(cache, label)?, fio: cache.path("fio").join("fio") };
     fio(cache, &storage.fio)?;
     Ok(storage)
 }

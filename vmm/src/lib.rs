@@ -12,3 +12,4 @@ pub mod hypercall;
 pub mod machine;
 pub mod network;
 pub mod storage;
+mod text;

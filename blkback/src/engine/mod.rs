@@ -16,9 +16,10 @@ pub use threads::Threads;
 pub use uring::Uring;
 
 /// What an operation does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Op {
     /// From the storage into memory.
+    #[default]
     Read,
     /// From memory to the storage.
     Write,

@@ -5,20 +5,17 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use devices::io::entered;
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use devices::ring::{End, Ring};
+use io_uring::{opcode, types};
 
 use super::pool::{Job, Pool};
 use super::{Completion, Engine, IoVec, Op, Sleep};
 use crate::storage::Storage;
 
-const EVENT: u64 = u64::MAX;
-const STOP: u64 = u64::MAX - 1;
-const POOL: u64 = u64::MAX - 2;
-const NOTIFY: u64 = u64::MAX - 3;
-/// What an eventfd is written.
-static ONE: u64 = 1;
-const ONE_SIZE: u32 = 8;
+/// Tokens of operations are below.
+const EVENT: u64 = 1 << 32;
+const STOP: u64 = EVENT + 1;
+const POOL: u64 = EVENT + 2;
 
 /// Threads for what would block, and where everything would.
 const FEW_THREADS: usize = 4;
@@ -27,10 +24,10 @@ const MANY_THREADS: usize = 16;
 const MAX_BATCH: u32 = 128;
 /// The parts of an operation are multiples of this many bytes, whatever direct I/O demands.
 const PART: usize = 4096;
-/// Neighbours are handed to the kernel together up to so many bytes and pieces of memory: it would have to split what
-/// is more.
-const MAX_GROUP: usize = 1 << 20;
-const MAX_GROUP_PIECES: usize = 256;
+/// Neighbours are handed to the kernel together up to so many bytes, and so many pieces of memory in each operation: it
+/// would have to split what is more.
+const MAX_RUN: usize = 1 << 20;
+const MAX_PIECES: usize = 256;
 /// From so many operations in the kernel on, one system call waits for several of them: for half of them, or for so
 /// many, ...
 const MANY: usize = 16;
@@ -47,39 +44,33 @@ const PATIENCE: Duration = Duration::from_millis(1);
 /// Transfers are asked to fail rather than to block (RWF_NOWAIT): what the kernel cannot start at once, a hole
 /// to be filled or a page that is not cached, goes to threads of our own, and so do flushes and discards. It cannot
 /// start what it would have to split for the device either: we split that ourselves. Neighbours that are started one
-/// after the other, as a frontend sends what is too large for one request, are one operation for the kernel.
+/// after the other, as a frontend sends what is too large for one request, are joined before they are split.
 ///
 /// The file is not registered with the ring, which would spare the kernel a look-up per operation: a ring is
 /// taken down some time after its process has ended, and would hold the lock on the image until then. Nor are
 /// buffers: that would pin all RAM of the guest, which is given as it is touched.
 pub struct Uring {
-    ring: IoUring,
+    ring: Ring,
     file: types::Fd,
     event: RawFd,
     stop: RawFd,
-    enabled: bool,
     arm_event: bool,
     arm_stop: bool,
     arm_pool: bool,
     pool: Pool,
     /// What was started, by token, for another try in the pool.
     jobs: Vec<Option<Job>>,
-    /// Operations that were split, by token.
-    parts: Vec<Parts>,
-    /// Operations that were joined, by the token of the first one; and the one that may still be joined.
-    groups: Vec<Group>,
-    open: Option<Open>,
+    /// What is in the kernel together, by the token of its first operation; and the run that may still grow.
+    runs: Vec<Run>,
+    open: Option<u16>,
+    /// Bytes that the kernel takes in one piece.
     max_transfer: usize,
     /// Operations in the kernel, each part for itself, and how many there may be.
     in_ring: usize,
     max_in_ring: usize,
-    /// Of these, the parts beyond one for each operation.
+    /// Of these, the parts beyond one for each run.
     extra: usize,
     in_pool: usize,
-    /// What the guest is notified by, when the kernel refused to write it.
-    notifier: RawFd,
-    /// Calls of io_uring_enter that were not told yet.
-    calls: u64,
     /// A poll that the kernel refused.
     failed: Option<i32>,
     /// Whether the file can fail rather than block: reads, writes.
@@ -88,40 +79,23 @@ pub struct Uring {
     again: Vec<Job>,
 }
 
-/// Neighbours that are one operation in the kernel. Without members: an operation by itself.
+/// One operation or several neighbours, and the parts that they are for the kernel.
 #[derive(Clone, Debug, Default)]
-struct Group {
-    buffers: Vec<IoVec>,
-    /// Tokens and bytes.
-    members: Vec<(u16, usize)>,
-}
-
-impl Group {
-    fn add(&mut self, member: &Open, buffers: &[IoVec]) {
-        self.members.push((member.token, member.bytes));
-        self.buffers.extend_from_slice(buffers);
-    }
-}
-
-/// What is not handed to the kernel yet, as a neighbour may follow.
-#[derive(Clone, Copy, Debug)]
-struct Open {
-    token: u16,
+struct Run {
     op: Op,
     offset: u64,
     bytes: usize,
     pieces: usize,
-}
-
-/// The parts of an operation in the kernel.
-#[derive(Clone, Debug, Default)]
-struct Parts {
+    /// Tokens and bytes.
+    members: Vec<(u16, usize)>,
+    /// Of all members, as the parts have them. Empty if there is one of each: then the job has them.
     buffers: Vec<IoVec>,
     parts: Vec<Part>,
     /// Parts that have not ended.
     left: usize,
 }
 
+/// One operation of the kernel's.
 #[derive(Clone, Copy, Debug)]
 struct Part {
     /// Of the buffers.
@@ -132,20 +106,26 @@ struct Part {
     result: i32,
 }
 
-impl Parts {
-    /// Splits `buffers` into parts of `size` bytes.
-    fn split(&mut self, buffers: &[IoVec], size: usize) {
+impl Run {
+    /// Begins anew with one operation.
+    fn begin(&mut self, op: Op, offset: u64, member: (u16, usize), pieces: usize) {
+        (self.op, self.offset, self.bytes, self.pieces) = (op, offset, member.1, pieces);
         self.buffers.clear();
         self.parts.clear();
+        self.members.clear();
+        self.members.push(member);
+    }
+
+    /// Splits the members' buffers, which `list` gives by token, into parts of `size` bytes.
+    fn split<'a>(&mut self, list: impl Fn(&u16) -> &'a [IoVec], size: usize) {
         let mut part = Part { start: 0, end: 0, bytes: 0, result: 0 };
-        for buffer in buffers {
-            let mut rest = *buffer;
+        for mut rest in self.members.iter().flat_map(|(token, _)| list(token)).copied() {
             while rest.size() > 0 {
                 let base = rest.base();
                 let len = rest.advance(size - part.bytes);
                 self.buffers.push(IoVec::new(base, len));
                 (part.end, part.bytes) = (self.buffers.len(), part.bytes + len);
-                if part.bytes == size {
+                if part.bytes == size || part.end - part.start == MAX_PIECES {
                     self.parts.push(part);
                     part = Part { start: part.end, bytes: 0, ..part };
                 }
@@ -154,10 +134,9 @@ impl Parts {
         if part.bytes > 0 {
             self.parts.push(part);
         }
-        self.left = self.parts.len();
     }
 
-    /// What came of all: bytes up to where one did less than all, or an error if that is the start.
+    /// What came of all: bytes up to where one part did less than all, or an error if that is the start.
     fn result(&self) -> i32 {
         // All is done once more, elsewhere.
         let whole = |part: &&Part| matches!(-part.result, libc::EAGAIN | libc::EOPNOTSUPP);
@@ -183,29 +162,22 @@ impl Uring {
     /// long as the ring. It may be made on another thread than the one that then uses it.
     pub fn new(storage: Arc<dyn Storage>, event: RawFd, stop: RawFd, slots: u32) -> io::Result<Self> {
         let file = storage.raw().ok_or(io::ErrorKind::Unsupported)?;
-        let max_transfer = storage.traits().max_transfer as usize;
+        let max_transfer = (storage.traits().max_transfer as usize).min(MAX_RUN);
+        // Parts are multiples of PART.
+        let max_transfer = if max_transfer > PART { max_transfer / PART * PART } else { max_transfer };
         let max_in_ring = (2 * slots + 3).next_power_of_two();
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_r_disabled()
-            .setup_cqsize(max_in_ring)
-            .build((slots + 3).min(MAX_BATCH).next_power_of_two())?;
+        let ring = Ring::new((slots + 3).min(MAX_BATCH), max_in_ring)?;
         Ok(Self {
             ring,
             file: types::Fd(file),
             event,
             stop,
-            enabled: false,
             arm_event: true,
             arm_stop: true,
             arm_pool: true,
             pool: Pool::new(storage, FEW_THREADS)?,
             jobs: vec![None; slots as usize],
-            parts: vec![Parts::default(); slots as usize],
-            groups: vec![Group::default(); slots as usize],
+            runs: vec![Run::default(); slots as usize],
             open: None,
             max_transfer,
             // The eventfds have completions too, and so may a notification.
@@ -213,37 +185,10 @@ impl Uring {
             in_ring: 0,
             extra: 0,
             in_pool: 0,
-            notifier: -1,
-            calls: 0,
             failed: None,
             nowait: [true; 2],
             again: Vec::new(),
         })
-    }
-
-    /// The thread that enables the ring is the one that may use it.
-    fn enable(&mut self) -> io::Result<()> {
-        if !self.enabled {
-            self.ring.submitter().register_enable_rings()?;
-            self.enabled = true;
-        }
-        Ok(())
-    }
-
-    /// # Safety
-    /// As [`Engine::start`].
-    unsafe fn push(&mut self, entry: &squeue::Entry) -> bool {
-        // SAFETY: the caller's promise.
-        if unsafe { self.ring.submission().push(entry) }.is_ok() {
-            return true;
-        }
-        // A full batch goes to the kernel before the next one is gathered.
-        self.calls += 1;
-        if self.enable().is_err() || self.ring.submit().is_err() {
-            return false;
-        }
-        // SAFETY: the caller's promise.
-        unsafe { self.ring.submission().push(entry) }.is_ok()
     }
 
     /// Of an operation that Engine::start was called with, whose caller's promise holds until its completion is
@@ -279,74 +224,78 @@ impl Uring {
                 .build(),
         };
         // SAFETY: the caller promises that array and memory stay.
-        let pushed = unsafe { self.push(&entry.user_data(id)) };
+        let pushed = unsafe { self.ring.push(&entry.user_data(id)) };
         self.in_ring += usize::from(pushed);
         pushed
     }
 
-    /// Joins an operation to the open one, if that ends where it begins.
-    fn join(&mut self, next: Open, buffers: &[IoVec]) -> bool {
-        let Some(open) = &mut self.open else { return false };
-        let (bytes, pieces) = (open.bytes + next.bytes, open.pieces + next.pieces);
-        let most = self.max_transfer.min(MAX_GROUP);
-        let adjacent = open.op == next.op && open.offset + open.bytes as u64 == next.offset;
-        if !adjacent || bytes > most || pieces > MAX_GROUP_PIECES {
-            return false;
-        }
-        let first = usize::from(open.token);
-        let (Some(group), Some(Some(job))) = (self.groups.get_mut(first), self.jobs.get(first)) else {
-            return false;
-        };
-        if group.members.is_empty() {
-            // SAFETY: the promise of start()'s caller holds until the completion of that operation.
-            group.add(open, unsafe { job.buffers() });
-        }
-        group.add(&next, buffers);
-        (open.bytes, open.pieces) = (bytes, pieces);
-        true
+    /// Operations of the kernel that so much may need.
+    fn most_parts(&self, bytes: usize, pieces: usize) -> usize {
+        bytes.div_ceil(self.max_transfer).max(1) + pieces / MAX_PIECES
     }
 
-    /// Hands what is open to the kernel.
-    fn close(&mut self) {
-        let Some(Open { token, op, offset, .. }) = self.open.take() else { return };
-        let index = usize::from(token);
-        let Some(mut group) = self.groups.get_mut(index).map(std::mem::take) else { return };
-        let pushed = if group.members.is_empty() {
-            let Some(Some(job)) = self.jobs.get(index).copied() else { return };
-            // SAFETY: the promise of start()'s caller holds until the completion.
-            unsafe { self.transfer(op, offset, job.buffers(), token.into()) }
-        } else {
-            // SAFETY: the memory is that of start()'s callers, and the list stays as it is until the completion.
-            unsafe { self.transfer(op, offset, &group.buffers, token.into()) }
+    /// Adds an operation to the open run, if that ends where it begins.
+    fn join(&mut self, op: Op, offset: u64, member: (u16, usize), pieces: usize) -> bool {
+        let Some(run) = self.open.and_then(|first| self.runs.get_mut(usize::from(first))) else {
+            return false;
         };
-        if !pushed {
-            if group.members.is_empty() {
-                group.members.push((token, 0));
+        let bytes = run.bytes + member.1;
+        let joined = run.op == op && run.offset + run.bytes as u64 == offset && bytes <= MAX_RUN;
+        if joined {
+            (run.bytes, run.pieces) = (bytes, run.pieces + pieces);
+            run.members.push(member);
+        }
+        joined
+    }
+
+    /// Hands the open run to the kernel.
+    fn close(&mut self) {
+        let Some(token) = self.open.take() else { return };
+        let index = usize::from(token);
+        let Some(mut run) = self.runs.get_mut(index).map(std::mem::take) else { return };
+        let jobs = &self.jobs;
+        let list = |token: &u16| match jobs.get(usize::from(*token)) {
+            // SAFETY: the promise of start()'s caller holds until the completion of the operation.
+            Some(Some(job)) => unsafe { job.buffers() },
+            _ => &[],
+        };
+        let count = run.bytes.div_ceil(self.max_transfer).max(1);
+        if run.members.len() == 1 && count == 1 {
+            let list = list(&token);
+            run.parts.push(Part { start: 0, end: 0, bytes: run.bytes, result: 0 });
+            // SAFETY: the memory and the list are those of start()'s caller.
+            run.left = usize::from(unsafe { self.transfer(run.op, run.offset, list, token.into()) });
+        } else {
+            run.split(list, run.bytes.div_ceil(count).next_multiple_of(PART));
+            let mut at = run.offset;
+            for (number, part) in (0u64..).zip(&mut run.parts) {
+                let list = run.buffers.get(part.start..part.end).unwrap_or_default();
+                // SAFETY: the memory is that of start()'s callers, and the list stays as it is until all parts have
+                // ended.
+                if unsafe { self.transfer(run.op, at, list, number << 16 | u64::from(token)) } {
+                    run.left += 1;
+                } else {
+                    part.result = -libc::EAGAIN;
+                }
+                at += part.bytes as u64;
             }
-            for (token, _) in group.members.drain(..) {
+        }
+        self.extra += run.left.saturating_sub(1);
+        if run.left == 0 {
+            for (token, _) in run.members.drain(..) {
                 if let Some(job) = self.jobs.get_mut(usize::from(token)).and_then(Option::take) {
                     self.start_in_pool(job);
                 }
             }
-            group.buffers.clear();
         }
-        if let Some(slot) = self.groups.get_mut(index) {
-            *slot = group;
+        if let Some(slot) = self.runs.get_mut(index) {
+            *slot = run;
         }
-    }
-
-    fn poll(&mut self, fd: RawFd, token: u64) -> bool {
-        let poll = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).multi(true);
-        // SAFETY: a poll uses no memory of ours.
-        unsafe { self.push(&poll.build().user_data(token)) }
     }
 
     fn enter(&mut self, sleep: Sleep) -> io::Result<()> {
         let end = match sleep {
-            Sleep::Never => {
-                self.calls += 1;
-                return entered(self.ring.submit());
-            }
+            Sleep::Never => return self.ring.submit(),
             Sleep::For(time) => Some(time),
             Sleep::Forever => None,
         };
@@ -359,26 +308,12 @@ impl Uring {
             self.in_ring.checked_div(self.in_ring - self.extra).unwrap_or(1)
         };
         if wanted > 1 {
-            entered(self.wait_for(wanted, Some(PATIENCE)))?;
-            if !self.is_empty() {
+            self.ring.wait(wanted, Some(PATIENCE))?;
+            if !self.ring.is_empty() {
                 return Ok(());
             }
         }
-        entered(self.wait_for(1, end))
-    }
-
-    fn wait_for(&mut self, count: usize, time: Option<Duration>) -> io::Result<usize> {
-        self.calls += 1;
-        let submitter = self.ring.submitter();
-        let Some(time) = time else { return submitter.submit_and_wait(count) };
-        submitter.submit_with_args(count, &types::SubmitArgs::new().timespec(&time.into()))
-    }
-
-    /// Whether no completion waits to be taken.
-    fn is_empty(&self) -> bool {
-        // SAFETY: nothing else looks at the completion queue: this thread alone uses the ring, and completions()
-        // does not hold it beyond its end.
-        unsafe { self.ring.completion_shared() }.is_empty()
+        self.ring.wait(1, end)
     }
 }
 
@@ -392,59 +327,36 @@ impl Engine for Uring {
             _ => return self.start_in_pool(job),
         }
         let bytes: usize = buffers.iter().map(IoVec::size).sum();
-        let count = bytes.div_ceil(self.max_transfer).max(1);
         let index = usize::from(token);
-        // One more for what is open.
-        if self.in_ring + count >= self.max_in_ring || index >= self.jobs.len() {
+        let open = self.open.and_then(|first| self.runs.get(usize::from(first)));
+        let waiting = open.map_or(0, |run| self.most_parts(run.bytes, run.pieces));
+        let full = self.in_ring + waiting + self.most_parts(bytes, buffers.len()) > self.max_in_ring;
+        let Some(slot) = self.jobs.get_mut(index).filter(|_| !full) else {
             return self.start_in_pool(job);
-        }
-        if let Some(slot) = self.jobs.get_mut(index) {
-            *slot = Some(job);
-        }
-        if count == 1 {
-            let next = Open { token, op, offset, bytes, pieces: buffers.len() };
-            if !self.join(next, buffers) {
-                self.close();
-                self.open = Some(next);
+        };
+        *slot = Some(job);
+        if !self.join(op, offset, (token, bytes), buffers.len()) {
+            self.close();
+            if let Some(run) = self.runs.get_mut(index) {
+                run.begin(op, offset, (token, bytes), buffers.len());
+                self.open = Some(token);
             }
-            return;
-        }
-        self.close();
-        let Some(mut parts) = self.parts.get_mut(index).map(std::mem::take) else { return };
-        parts.split(buffers, bytes.div_ceil(count).next_multiple_of(PART));
-        let mut at = offset;
-        for (number, part) in (0u64..).zip(&mut parts.parts) {
-            let list = parts.buffers.get(part.start..part.end).unwrap_or_default();
-            // SAFETY: the memory is the caller's, and the list stays as it is until all parts have ended.
-            if !unsafe { self.transfer(op, at, list, number << 16 | u64::from(token)) } {
-                part.result = -libc::EAGAIN;
-                parts.left -= 1;
-            }
-            at += part.bytes as u64;
-        }
-        self.extra += parts.left.saturating_sub(1);
-        if parts.left == 0 {
-            self.start_in_pool(job);
-        }
-        if let Some(slot) = self.parts.get_mut(index) {
-            *slot = parts;
         }
     }
 
     fn wait(&mut self, sleep: Sleep) -> io::Result<()> {
-        self.enable()?;
         self.close();
         if let Some(errno) = self.failed {
             return Err(io::Error::from_raw_os_error(errno));
         }
         if self.arm_event {
-            self.arm_event = !self.poll(self.event, EVENT);
+            self.arm_event = !self.ring.poll(self.event, EVENT, true);
         }
         if self.arm_stop {
-            self.arm_stop = !self.poll(self.stop, STOP);
+            self.arm_stop = !self.ring.poll(self.stop, STOP, true);
         }
         if self.arm_pool {
-            self.arm_pool = !self.poll(self.pool.event(), POOL);
+            self.arm_pool = !self.ring.poll(self.pool.event(), POOL, true);
         }
         let armed = !self.arm_event && !self.arm_stop && !self.arm_pool;
         self.enter(if armed { sleep } else { Sleep::Never })
@@ -452,35 +364,25 @@ impl Engine for Uring {
 
     fn completions(&mut self, done: &mut Vec<Completion>) {
         let mut again = std::mem::take(&mut self.again);
-        for entry in self.ring.completion() {
-            let token = entry.user_data();
+        while let Some(End { token, result, more }) = self.ring.next() {
             if let Ok(id) = u32::try_from(token) {
                 self.in_ring -= 1;
                 let (token, number) = ((id & 0xffff) as u16, (id >> 16) as usize);
-                let mut result = entry.result();
-                if let Some(parts) = self.parts.get_mut(usize::from(token))
-                    && parts.left > 0
-                {
-                    if let Some(part) = parts.parts.get_mut(number) {
-                        part.result = result;
-                    }
-                    parts.left -= 1;
-                    if parts.left > 0 {
-                        self.extra -= 1;
-                        continue;
-                    }
-                    result = parts.result();
+                let Some(run) = self.runs.get_mut(usize::from(token)) else { continue };
+                if let Some(part) = run.parts.get_mut(number) {
+                    part.result = result;
                 }
-                let Some(group) = self.groups.get_mut(usize::from(token)) else { continue };
-                let alone = group.members.is_empty();
-                if alone {
-                    group.members.push((token, usize::MAX));
+                run.left = run.left.saturating_sub(1);
+                if run.left > 0 {
+                    self.extra -= 1;
+                    continue;
                 }
-                group.buffers.clear();
-                // All by themselves, elsewhere: of a group it is not known which one failed.
+                let result = run.result();
+                let alone = run.members.len() == 1;
+                // All by themselves, elsewhere: of several it is not known which one failed.
                 let redo = matches!(-result, libc::EAGAIN | libc::EOPNOTSUPP) || result < 0 && !alone;
                 let mut rest = usize::try_from(result).ok();
-                for (number, (token, bytes)) in group.members.drain(..).enumerate() {
+                for (number, (token, bytes)) in run.members.drain(..).enumerate() {
                     let Some(job) = self.jobs.get_mut(usize::from(token)).and_then(Option::take) else {
                         continue;
                     };
@@ -501,14 +403,10 @@ impl Engine for Uring {
                         }
                     }
                 }
-            } else if token == NOTIFY {
-                // Only a failure is told.
-                // SAFETY: writes eight bytes of a static, to a descriptor that the queue keeps open.
-                unsafe { libc::write(self.notifier, (&raw const ONE).cast(), ONE_SIZE as usize) };
-            } else if !cqueue::more(entry.flags()) {
+            } else if !more {
                 // The poll ended: it was refused, or completions overflowed the ring.
-                if entry.result() < 0 {
-                    self.failed = Some(-entry.result());
+                if result < 0 {
+                    self.failed = Some(-result);
                 }
                 match token {
                     EVENT => self.arm_event = true,
@@ -527,15 +425,11 @@ impl Engine for Uring {
     }
 
     fn notify(&mut self, fd: RawFd) -> bool {
-        self.notifier = fd;
-        let write = opcode::Write::new(types::Fd(fd), (&raw const ONE).cast(), ONE_SIZE);
-        let entry = write.build().flags(squeue::Flags::SKIP_SUCCESS).user_data(NOTIFY);
-        // SAFETY: the eight bytes are a static's.
-        unsafe { self.push(&entry) }
+        self.ring.notify(fd)
     }
 
     fn system_calls(&mut self) -> u64 {
-        std::mem::take(&mut self.calls)
+        self.ring.system_calls()
     }
 }
 
@@ -706,27 +600,28 @@ mod tests {
     #[test]
     fn neighbours_are_one_operation_up_to_what_the_kernel_takes() {
         let storage = Arc::new(Small { file: tempfile::tempfile().unwrap(), pool: false, raw: None });
-        let data: Vec<u8> = (0..8 * 4096u32).map(|n| (n ^ n >> 8) as u8).collect();
+        let data: Vec<u8> = (0..10 * 4096u32).map(|n| (n ^ n >> 8) as u8).collect();
         storage.file.write_all_at(&data, 0).unwrap();
         let mut memory = vec![0; data.len()];
-        let buffers = vectors(&mut memory, &[4096, 4096, 2048, 2048, 4096, 4096, 12288]);
+        let buffers = vectors(&mut memory, &[8192, 8192, 6144, 2048, 4096, 12288]);
         let at = |page: u64, range: std::ops::Range<usize>| (page * 4096, &buffers[range]);
-        // Three pages; two more that would make four; one that does not follow; and as much as fits by itself.
-        let list = [at(0, 0..1), at(1, 1..2), at(2, 2..4), at(3, 4..5), at(5, 5..6), at(4, 6..7)];
+        // Six pages in three, which are two; one that does not follow; and as much as fits by itself.
+        let list = [at(0, 0..1), at(2, 1..2), at(4, 2..4), at(7, 4..5), at(6, 5..6)];
         let (results, operations) = run_all(&storage, Op::Read, &list);
-        assert_eq!(results, [Ok(4096), Ok(4096), Ok(4096), Ok(4096), Ok(4096), Ok(12288)]);
+        assert_eq!(results, [Ok(8192), Ok(8192), Ok(8192), Ok(4096), Ok(12288)]);
         assert_eq!(operations, 4);
-        let pages = [0, 1, 2, 3, 5, 4, 5, 6];
+        let pages = [0, 1, 2, 3, 4, 5, 7, 6, 7, 8];
         for (part, page) in memory.chunks(4096).zip(pages) {
             assert!(part == &data[page * 4096..][..4096], "page {page}");
         }
         // And back, to other places.
         let other = Arc::new(Small { file: tempfile::tempfile().unwrap(), pool: true, raw: None });
-        let list = [at(1, 0..1), at(2, 1..2), at(9, 2..4)];
-        assert_eq!(run_all(&other, Op::Write, &list), (vec![Ok(4096); 3], 2));
-        let mut back = vec![0; 10 * 4096];
+        let list = [at(1, 4..5), at(2, 0..1), at(9, 1..2)];
+        assert_eq!(run_all(&other, Op::Write, &list), (vec![Ok(4096), Ok(8192), Ok(8192)], 2));
+        let mut back = vec![0; 11 * 4096];
         other.file.read_exact_at(&mut back, 0).unwrap();
-        assert!(back[4096..][..8192] == data[..8192] && back[9 * 4096..] == data[2 * 4096..][..4096]);
+        assert!(back[4096..][..4096] == data[7 * 4096..][..4096] && back[8192..][..8192] == data[..8192]);
+        assert!(back[9 * 4096..] == data[2 * 4096..][..8192]);
     }
 
     #[test]
@@ -750,9 +645,14 @@ mod tests {
 
     #[test]
     fn a_transfer_counts_up_to_the_first_part_that_fell_short() {
-        let mut parts = Parts::default();
-        parts.split(&[IoVec::new(std::ptr::null_mut(), 5 * 4096)], 2 * 4096);
-        assert_eq!(parts.parts.iter().map(|part| part.bytes).collect::<Vec<_>>(), [8192, 8192, 4096]);
+        let buffers = [IoVec::new(std::ptr::null_mut(), 5 * 4096)];
+        let mut run = Run { members: vec![(0, 5 * 4096)], ..Run::default() };
+        run.split(|_| &buffers, 2 * 4096);
+        assert_eq!(run.parts.iter().map(|part| part.bytes).collect::<Vec<_>>(), [8192, 8192, 4096]);
+        let pieces = [IoVec::new(std::ptr::null_mut(), 512); 300];
+        let mut small = Run { members: vec![(0, 150 << 10)], ..Run::default() };
+        small.split(|_| &pieces, 1 << 20);
+        assert_eq!(small.parts.iter().map(|part| part.bytes).collect::<Vec<_>>(), [128 << 10, 22 << 10]);
         for (results, whole) in [
             ([8192, 8192, 4096], 20480),
             ([8192, 4096, 4096], 12288),
@@ -762,10 +662,10 @@ mod tests {
             ([-libc::EIO, 8192, -libc::EAGAIN], -libc::EAGAIN),
             ([8192, 8192, -libc::EOPNOTSUPP], -libc::EOPNOTSUPP),
         ] {
-            for (part, result) in parts.parts.iter_mut().zip(results) {
+            for (part, result) in run.parts.iter_mut().zip(results) {
                 part.result = result;
             }
-            assert_eq!(parts.result(), whole, "{results:?}");
+            assert_eq!(run.result(), whole, "{results:?}");
         }
     }
 }

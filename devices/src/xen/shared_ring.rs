@@ -38,6 +38,16 @@ pub enum RingError {
     Overrun(u32, u32),
 }
 
+/// Bytes of what the quick way copies at once.
+const WORD: usize = 4;
+
+/// A ring in one page, as all of the network's are: its entries lie one after the other, in aligned words.
+#[derive(Clone, Copy, Debug)]
+struct SinglePage(*mut u8);
+
+// SAFETY: the pointer names guest RAM, which is shared with the guest anyway and only accessed volatilely.
+unsafe impl Send for SinglePage {}
+
 /// The back half of a shared ring.
 #[derive(Debug)]
 pub struct BackRing {
@@ -45,6 +55,8 @@ pub struct BackRing {
     pages: Vec<PinnedPage>,
     entry_size: usize,
     nr_entries: u32,
+    /// The only page of a ring of one, whose entries are words.
+    single: Option<SinglePage>,
     req_cons: u32,
     rsp_prod: u32,
     rsp_published: u32,
@@ -64,12 +76,19 @@ impl BackRing {
             pages: Vec::new(),
             entry_size,
             nr_entries,
+            single: None,
             req_cons: 0,
             rsp_prod: 0,
             rsp_published: 0,
         };
         for gref in refs {
             ring.pages.push(ring.grants.pin(*gref, Access::Write)?);
+        }
+        if let [page] = &ring.pages[..]
+            && entry_size.is_multiple_of(WORD)
+            && page.as_ptr().cast::<u32>().is_aligned()
+        {
+            ring.single = Some(SinglePage(page.as_ptr()));
         }
         let start = ring.index(RSP_PROD).load(Ordering::Acquire);
         (ring.req_cons, ring.rsp_prod, ring.rsp_published) = (start, start, start);
@@ -111,15 +130,25 @@ impl BackRing {
 
     /// As [`BackRing::next_request`], of the requests that [`BackRing::pending`] has told and that were not taken since:
     /// the frontend's index, whose cache line it may be writing, is not read again for each of them.
+    #[inline]
     pub fn next_pending(&mut self, request: &mut [u8]) {
-        self.copy(self.req_cons, request.len(), |page, offset, range, grants| {
+        let index = self.req_cons;
+        self.req_cons = self.req_cons.wrapping_add(1);
+        if let Some(slot) = self.words(index, request.len()) {
+            let (words, _) = request.as_chunks_mut::<WORD>();
+            for (at, word) in words.iter_mut().enumerate() {
+                // SAFETY: words() vouches for as many aligned words; the page stays mapped while self.grants lives.
+                *word = unsafe { slot.add(at).read_volatile() }.to_ne_bytes();
+            }
+            return;
+        }
+        self.copy(index, request.len(), |page, offset, range, grants| {
             if let (Some(slice), Some(part)) =
                 (grants.slice(page, offset, range.len()), request.get_mut(range))
             {
                 slice.copy_to(part);
             }
         });
-        self.req_cons = self.req_cons.wrapping_add(1);
     }
 
     /// Says that we sleep unless more requests came meanwhile; true: they did, go on.
@@ -140,15 +169,37 @@ impl BackRing {
 
     /// Puts a response into the next slot; [`BackRing::publish`] shows it to the frontend. The caller answers
     /// each taken request once, so a slot is never overwritten before its request was read.
+    #[inline]
     pub fn push_response(&mut self, response: &[u8]) {
         debug_assert_ne!(self.rsp_prod, self.req_cons, "a response without a request");
-        self.copy(self.rsp_prod, response.len(), |page, offset, range, grants| {
+        let index = self.rsp_prod;
+        self.rsp_prod = self.rsp_prod.wrapping_add(1);
+        if let Some(slot) = self.words(index, response.len()) {
+            let (words, _) = response.as_chunks::<WORD>();
+            for (at, word) in words.iter().enumerate() {
+                // SAFETY: as in next_pending().
+                unsafe { slot.add(at).write_volatile(u32::from_ne_bytes(*word)) };
+            }
+            return;
+        }
+        self.copy(index, response.len(), |page, offset, range, grants| {
             if let (Some(slice), Some(part)) = (grants.slice(page, offset, range.len()), response.get(range))
             {
                 slice.copy_from(part);
             }
         });
-        self.rsp_prod = self.rsp_prod.wrapping_add(1);
+    }
+
+    /// The slot of `index`, if its first `len` bytes are aligned words of the one page of the ring.
+    #[inline]
+    fn words(&self, index: u32, len: usize) -> Option<*mut u32> {
+        let SinglePage(page) = self.single?;
+        if len > self.entry_size || !len.is_multiple_of(WORD) {
+            return None;
+        }
+        // The number of slots is a power of two, so that they fit the page behind its header.
+        let at = HEADER + (index & (self.nr_entries - 1)) as usize * self.entry_size;
+        Some(page.wrapping_add(at).cast())
     }
 
     /// Whether responses were pushed that the frontend was not shown.
@@ -176,7 +227,7 @@ impl BackRing {
         len: usize,
         mut f: impl FnMut(&PinnedPage, usize, std::ops::Range<usize>, &GrantTable),
     ) {
-        let start = HEADER + (index % self.nr_entries) as usize * self.entry_size;
+        let start = HEADER + (index & (self.nr_entries - 1)) as usize * self.entry_size;
         let len = len.min(self.entry_size);
         let mut done = 0;
         while done < len {

@@ -18,9 +18,11 @@ use vmm_sys_util::eventfd::EventFd;
 use super::event_channel::EventChannels;
 use super::grant_table::GrantTable;
 use super::types::DomId;
+use crate::complaints::Complaints;
 
-/// Lines that one device's frontend may cause in the log (XSA-180): it can be refused as often as it likes.
-const MAX_COMPLAINTS: u32 = 32;
+/// Bytes of a refusal that a frontend and the log are told. It may quote what the frontend wrote, of any length and
+/// longer in the quotation than a node of xenstore can be.
+const MAX_REFUSAL: usize = 512;
 
 /// What a backend uses of its domain. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -286,8 +288,8 @@ struct Slot {
     forced: bool,
     /// What answers the frontend when the device is retired.
     remnant: Option<Box<dyn Remnant>>,
-    /// Lines in the log so far.
-    complaints: u32,
+    /// It can be refused as often as it likes.
+    complaints: Complaints,
 }
 
 /// All backend devices of a domain.
@@ -351,7 +353,7 @@ impl Xenbus {
             removing: false,
             forced: false,
             remnant: None,
-            complaints: 0,
+            complaints: Complaints::default(),
         };
         slot.offer(store, domid);
         self.slots.push(slot);
@@ -654,12 +656,12 @@ impl Slot {
                 self.write_keys(store, &keys);
                 self.set_state(store, XenbusState::Connected);
             }
-            Err(error) => {
-                if self.complaints < MAX_COMPLAINTS {
-                    self.complaints += 1;
+            Err(ConnectError(mut error)) => {
+                error.truncate(error.floor_char_boundary(MAX_REFUSAL));
+                if self.complaints.may_complain() {
                     tracing::warn!(device = self.backend, %error, "the guest's driver cannot be connected");
                 }
-                store.write(&format!("{}/error", self.error_directory()), &error.to_string());
+                store.write(&format!("{}/error", self.error_directory()), &error);
                 self.set_state(store, XenbusState::Closing);
             }
         }

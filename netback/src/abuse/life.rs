@@ -80,6 +80,36 @@ fn refused_packets_pages_and_requests_do_not_fill_the_log() {
     assert!((1..=2).contains(&lines), "{lines} lines");
 }
 
+/// Does nothing unless the test below starts it, in a process of its own: nobody else writes to the log there.
+#[test]
+#[ignore = "a part of another test"]
+fn breaks_its_rings_again_and_again() {
+    let lines = log_lines_of_all_threads(|| {
+        let mut rig = Rig::new(1500, 2);
+        rig.guest = FakeGuest::new(8192);
+        for _ in 0..40 {
+            rig.connect(2, true, LINUX);
+            rig.put_packet(0, 13, &[(0, &[1; 13])], 0, None);
+            rig.push_tx(0);
+            assert_eq!(rig.statuses(0, 1), [ERROR]);
+            rig.pairs[1].tx.req_prod = 300;
+            rig.push_tx(1);
+            rig.wait_stopped();
+        }
+    });
+    assert!((2..=MAX_COMPLAINTS).contains(&lines), "{lines} lines");
+}
+
+#[test]
+fn rings_that_are_broken_again_and_again_do_not_fill_the_log() {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--ignored", "abuse::life::breaks_its_rings_again_and_again"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
 #[test]
 fn a_list_of_groups_is_bounded_however_often_is_joined() {
     let mut bench = Bench::new();

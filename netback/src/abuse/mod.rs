@@ -11,8 +11,9 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use devices::complaints::MAX_COMPLAINTS;
 use devices::memory::GuestRam;
-use devices::testing::{FakeGuest, FrontRing, log_lines};
+use devices::testing::{FakeGuest, FrontRing, log_lines, log_lines_of_all_threads};
 use devices::xen::types::GrantRef;
 use devices::xen::xenbus::BackendDevice;
 use vm_memory::{Bytes, GuestAddress};

@@ -50,14 +50,14 @@ impl Rx {
         if self.layout.by_head {
             let Some(bytes) = read.head.get(..frame.len) else { return false };
             self.copy_to_first(link, bytes);
-            count(&link.counters.rx_copied, 1);
+            self.received.copied += 1;
         } else {
-            count(&link.counters.rx_straight, 1);
+            self.received.straight += 1;
         }
         let extras = if frame.extras.count() > 0 { RXF_EXTRA_INFO } else { 0 };
-        self.respond(link, frame.len, frame.flags | extras);
-        self.respond_extras(link, frame.extras.emit(0));
-        self.count_frame(link, frame.len);
+        self.respond(frame.len, frame.flags | extras);
+        self.respond_extras(frame.extras.emit(0));
+        self.count_frame(frame.len);
         true
     }
 
@@ -87,38 +87,38 @@ impl Rx {
             self.fill(link, read, rest + filler * FILLER, 1 + filler);
         }
         let extras = if filled { RXF_EXTRA_INFO } else { 0 };
-        self.respond(link, rest, frame.flags | extras | RXF_MORE_DATA);
-        self.respond_extras(link, frame.extras.emit(gap));
+        self.respond(rest, frame.flags | extras | RXF_MORE_DATA);
+        self.respond_extras(frame.extras.emit(gap));
         for _ in 0..fillers {
-            self.respond(link, FILLER, RXF_MORE_DATA);
+            self.respond(FILLER, RXF_MORE_DATA);
         }
         let mut left = frame.len - first;
         while left > 0 {
             let part = left.min(self.layout.page());
             left -= part;
-            self.respond(link, part, if left > 0 { RXF_MORE_DATA } else { 0 });
+            self.respond(part, if left > 0 { RXF_MORE_DATA } else { 0 });
         }
-        count(&link.counters.rx_straight, 1);
-        self.count_frame(link, frame.len);
+        self.received.straight += 1;
+        self.count_frame(frame.len);
         true
     }
 
-    pub(super) fn count_frame(&self, link: &Link, len: usize) {
-        count(&link.counters.rx_packets, 1);
-        count(&link.counters.rx_bytes, len as u64);
+    pub(super) fn count_frame(&mut self, len: usize) {
+        self.received.packets += 1;
+        self.received.bytes += len as u64;
     }
 
-    pub(super) fn copy_to_first(&self, link: &Link, bytes: &[u8]) {
+    pub(super) fn copy_to_first(&mut self, link: &Link, bytes: &[u8]) {
         if let Some(posted) = self.posted.front()
             && let Some(to) = link.grants.slice(&posted.page, self.layout.headroom, bytes.len())
         {
             to.copy_from(bytes);
-            count(&link.counters.rx_copied_bytes, bytes.len() as u64);
+            self.received.copied_bytes += bytes.len() as u64;
         }
     }
 
     /// Copies [`FILLER`] of the first bytes, from `at` on, to the page of a slot.
-    pub(super) fn fill(&self, link: &Link, read: &Read, at: usize, slot: usize) {
+    pub(super) fn fill(&mut self, link: &Link, read: &Read, at: usize, slot: usize) {
         let mut bytes = [0; FILLER];
         if self.layout.by_head {
             bytes.copy_from_slice(read.head.get(at..at + FILLER).unwrap_or(&[0; FILLER]));
@@ -131,23 +131,23 @@ impl Rx {
             && let Some(to) = link.grants.slice(&posted.page, self.layout.headroom, FILLER)
         {
             to.copy_from(&bytes);
-            count(&link.counters.rx_copied_bytes, FILLER as u64);
+            self.received.copied_bytes += FILLER as u64;
         }
     }
 
-    /// Gives the next page back and answers its request.
-    pub(super) fn respond(&mut self, link: &Link, len: usize, flags: u16) {
+    /// Answers the next request; its page is given back before the guest sees that.
+    pub(super) fn respond(&mut self, len: usize, flags: u16) {
         let Some(Posted { id, page }) = self.posted.pop_front() else { return };
-        link.grants.unpin(page);
+        self.used.push(page);
         let (offset, status) = (u16::try_from(self.layout.headroom), i16::try_from(len));
         let response = RxResponse { id, offset: offset.unwrap_or(0), flags, status: status.unwrap_or(0) };
         self.ring.push_response(&response.emit());
     }
 
-    pub(super) fn respond_extras(&mut self, link: &Link, extras: impl Iterator<Item = [u8; RX_ENTRY]>) {
+    pub(super) fn respond_extras(&mut self, extras: impl Iterator<Item = [u8; RX_ENTRY]>) {
         for extra in extras {
             let Some(posted) = self.posted.pop_front() else { return };
-            link.grants.unpin(posted.page);
+            self.used.push(posted.page);
             self.ring.push_response(&extra);
         }
     }

@@ -65,13 +65,13 @@ impl Rx {
         for chunk in frame.chunks(size) {
             left -= chunk.len();
             self.copy_to_first(link, chunk);
-            self.respond(link, chunk.len(), if left > 0 { flags | RXF_MORE_DATA } else { flags });
+            self.respond(chunk.len(), if left > 0 { flags | RXF_MORE_DATA } else { flags });
             if flags & RXF_EXTRA_INFO != 0 {
-                self.respond_extras(link, extras.emit(0));
+                self.respond_extras(extras.emit(0));
             }
             flags = 0;
         }
-        self.count_frame(link, frame.len());
+        self.count_frame(frame.len());
         true
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::network_args::{
-    ChangeArgs, CreateArgs, DownArgs, NetworkArgs, NetworkCommand, RepairArgs, ReserveArgs, UpArgs,
+    ChangeArgs, CreateArgs, NamesArgs, NetworkArgs, NetworkCommand, RepairArgs, ReserveArgs,
 };
 use crate::exit::{ExitStatus, Failure};
 use crate::network::NetworkError;
@@ -28,9 +28,9 @@ pub(super) fn network(run_dir: &Path, args: NetworkArgs) -> Result<ExitStatus, F
             let report = host::create(&host, &definition(&args)?, &options)?;
             tell(&[report], options.dry_run, json);
         }
-        NetworkCommand::Up(args) => up(&host, &args, json)?,
-        NetworkCommand::Down(args) => each(&host, &args, json, host::down)?,
-        NetworkCommand::Delete(args) => each(&host, &args, json, host::delete)?,
+        NetworkCommand::Up(args) => each(&host, &args, None, json, host::up)?,
+        NetworkCommand::Down(args) => each(&host, &args.names, Some(args.force), json, host::down)?,
+        NetworkCommand::Delete(args) => each(&host, &args.names, Some(args.force), json, host::delete)?,
         NetworkCommand::List => {
             let networks = host::list(&host)?;
             if json { print_json(&networks) } else { super::print(&table(&networks)) }
@@ -144,46 +144,33 @@ fn private(args: &CreateArgs) -> Result<Private, HostNetError> {
     Ok(private)
 }
 
-fn up(host: &Host, args: &UpArgs, json: bool) -> Result<(), Failure> {
-    let options = options(args.network.as_deref().unwrap_or("all"), &args.change)?;
-    all_of(host, args.network.as_ref(), json, options.dry_run, false, |name| host::up(host, name, &options))
-}
-
+/// Does it with one network or with all: up in the order of their names, down (`force` is given) the other way
+/// round. One that fails does not keep the others from it.
 fn each(
     host: &Host,
-    args: &DownArgs,
+    args: &NamesArgs,
+    force: Option<bool>,
     json: bool,
     act: fn(&Host, &str, &Options) -> Result<Report, HostNetError>,
 ) -> Result<(), Failure> {
-    let options = Options { dry_run: args.dry_run, confirm: None, force: args.force };
-    all_of(host, args.network.as_ref(), json, args.dry_run, true, |name| act(host, name, &options))
-}
-
-/// Does it with one network or with all. One that fails does not keep the others from it.
-fn all_of(
-    host: &Host,
-    name: Option<&String>,
-    json: bool,
-    dry_run: bool,
-    backwards: bool,
-    act: impl Fn(&str) -> Result<Report, HostNetError>,
-) -> Result<(), Failure> {
-    let mut names = match name {
+    let options = options(args.network.as_deref().unwrap_or("all"), &args.change)?;
+    let options = Options { force: force.unwrap_or(false), ..options };
+    let mut names = match &args.network {
         Some(name) => vec![name.clone()],
         None => Definition::names(&host.definitions)?,
     };
-    if backwards {
+    if force.is_some() {
         names.reverse();
     }
     let mut failures = Vec::new();
     let mut reports = Vec::new();
     for name in &names {
-        match act(name) {
+        match act(host, name, &options) {
             Ok(report) => reports.push(report),
             Err(error) => failures.push(error),
         }
     }
-    tell(&reports, dry_run, json);
+    tell(&reports, options.dry_run, json);
     let last = failures.pop();
     for failure in failures {
         super::complain(&failure.into());

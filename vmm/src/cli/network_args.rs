@@ -24,7 +24,7 @@ pub(super) enum NetworkCommand {
     /// Take a network down and remove its definition
     Delete(DownArgs),
     /// Bring up a network that is defined
-    Up(UpArgs),
+    Up(NamesArgs),
     /// Take a network down; its definition stays
     Down(DownArgs),
     /// List the networks
@@ -100,7 +100,7 @@ pub(super) struct ChangeArgs {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct UpArgs {
+pub(super) struct NamesArgs {
     /// Name of the network
     #[arg(required_unless_present = "all")]
     pub(super) network: Option<String>,
@@ -113,17 +113,11 @@ pub(super) struct UpArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct DownArgs {
-    /// Name of the network
-    #[arg(required_unless_present = "all")]
-    pub(super) network: Option<String>,
-    /// All networks that are defined
-    #[arg(long, conflicts_with = "network")]
-    pub(super) all: bool,
-    /// Tell what would be done, and do nothing
-    #[arg(long)]
-    pub(super) dry_run: bool,
+    #[command(flatten)]
+    pub(super) names: NamesArgs,
     /// Even if guests are plugged in
-    #[arg(long)]
+    // They would not be plugged in again when the network is brought up again.
+    #[arg(long, conflicts_with = "confirm")]
     pub(super) force: bool,
 }
 

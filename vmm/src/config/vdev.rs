@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use crate::text::as_text;
 
 /// The driver family that a name belongs to. It decides the numbering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -199,17 +199,7 @@ impl FromStr for Vdev {
     }
 }
 
-impl Serialize for Vdev {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Vdev {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Vdev, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
+as_text!(Vdev);
 
 #[cfg(test)]
 mod tests {

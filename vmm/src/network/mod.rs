@@ -23,7 +23,7 @@ use std::path::Path;
 
 pub use error::NetworkError;
 pub use netback::{MacAddr, MacError, Tap};
-use netback::{Rate, ToolstackKeys, VifConfig};
+use netback::{ToolstackKeys, VifConfig};
 
 use crate::config::{NetConfig, VifScript, VifType};
 use filter::Filter;
@@ -123,10 +123,7 @@ pub fn plug(net: &NetConfig, domid: u16, folder: &Path) -> Result<(VifConfig, Ta
         backend: backend_keys(net),
         frontend: vec![("trusted".to_owned(), u8::from(net.trusted).to_string())],
     };
-    let rate = net
-        .rate
-        .map(|rate| Rate { bytes_per_interval: rate.bytes_per_interval, interval_us: rate.interval_us });
-    Ok((VifConfig { index: devid, mac, vifname, mtu, rate, toolstack }, tap))
+    Ok((VifConfig { index: devid, mac, vifname, mtu, rate: net.rate, toolstack }, tap))
 }
 
 /// Makes the tap `name`, configures it, and plugs it in; with its MTU.

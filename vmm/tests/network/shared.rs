@@ -71,6 +71,70 @@ fn what_was_killed_in_the_middle_is_taken_back_by_the_watchdog() {
 }
 
 #[test]
+fn what_was_taken_down_and_is_not_confirmed_comes_up_again() {
+    let (host, outside) = Host::with_uplink();
+    // The terminal goes away in the middle of the change.
+    let flag = host.text("hang-up");
+    networkd(&host, &format!("[ ! -e {flag} ] || {{ rm {flag}; kill -HUP $PPID; }}"));
+    host.network("create xenbr0 --uplink eth0 --layout classic");
+    let before = settled_state();
+    fs::write(&flag, "").unwrap();
+    let status = host.command("delete xenbr0 --confirm=2").status().unwrap();
+    assert_eq!(status.signal(), Some(libc::SIGHUP), "{status}");
+    // It was completed all the same, and its definition waits, too.
+    assert_eq!(host.show("xenbr0")["state"], "unconfirmed");
+    assert!(!ip("-o link").contains("xenbr0"));
+    host.refuses("up xenbr0", ExitStatus::NetworkHalfMade, "`xvmm network repair xenbr0` takes it back");
+    until_same(&before, state);
+    wait("its end", || host.processes("watch").is_empty());
+    assert_eq!(host.show("xenbr0")["state"], "up");
+    let log = fs::read_to_string(host.path("run/networks/xenbr0.watchdog.log")).unwrap();
+    assert!(log.contains("not confirmed within 2 s, and taken back"), "{log}");
+    assert!(outside.pings("192.0.2.10"));
+}
+
+#[test]
+fn a_killed_down_is_taken_back_by_the_watchdog() {
+    let (host, outside) = Host::with_uplink();
+    let flag = host.text("kill");
+    networkd(&host, &format!("[ ! -e {flag} ] || {{ rm {flag}; kill -KILL $PPID; }}"));
+    host.network("create xenbr0 --uplink eth0");
+    let before = settled_state();
+    fs::write(&flag, "").unwrap();
+    let status = host.command("down xenbr0 --confirm=2").status().unwrap();
+    assert_eq!(status.signal(), Some(libc::SIGKILL), "{status}");
+    assert_eq!(host.show("xenbr0")["state"], "interrupted");
+    until_same(&before, state);
+    wait("its end", || host.processes("watch").is_empty());
+    assert_eq!(host.show("xenbr0")["state"], "up");
+    assert!(outside.pings("192.0.2.10"));
+}
+
+#[test]
+fn a_removal_that_is_confirmed_stays() {
+    let (host, outside) = Host::with_uplink();
+    host.network("create xenbr0 --uplink eth0");
+    host.network("create virbr0");
+    for name in ["xenbr0", "virbr0"] {
+        let said = host.network(&format!("delete {name} --confirm=3"));
+        assert_eq!(said, format!("{name}: taken back in 3 s unless you run: xvmm network confirm {name}\n"));
+        host.network(&format!("confirm {name}"));
+        host.refuses(&format!("confirm {name}"), ExitStatus::NothingToConfirm, "nothing waits");
+    }
+    wait("the watchdogs' end", || host.processes("watch").is_empty());
+    assert_eq!(host.files(), [] as [String; 0]);
+    assert!(outside.pings("192.0.2.10"));
+    // A private one comes back with its rules and its dnsmasq.
+    host.network("create virbr0");
+    let rules = nft("list ruleset");
+    host.network("down virbr0 --confirm=1");
+    assert!(host.processes("supervise").is_empty());
+    wait("the network", || host.show("virbr0")["state"] == "up");
+    assert_eq!(nft("list ruleset"), rules);
+    assert_eq!(host.show("virbr0")["dnsmasq"], true);
+}
+
+#[test]
 fn what_is_confirmed_stays() {
     let (host, outside) = Host::with_uplink();
     let said = host.network("create xenbr0 --uplink eth0 --confirm=3");
@@ -94,6 +158,7 @@ fn bad_input_is_one_sentence_with_a_status_of_its_own() {
         ("create virbr0 --dhcp-range x", E::Usage, "--dhcp-range x: two addresses"),
         ("create virbr0 --host web=10.0.0.1", E::Usage, "10.0.0.1 for web does not lie in 192.168.122.0/24"),
         ("create xenbr0 --uplink eth0 --confirm=0", E::Usage, "a number of seconds"),
+        ("down xenbr0 --confirm=x", E::Usage, "a number of seconds"),
         ("create xenbr0 --uplink eth9", E::UplinkUnusable, "uplink eth9 does not exist"),
         ("create virbr0 --subnet 192.0.2.129/25", E::SubnetTaken, "overlaps with 192.0.2.0/24 on eth0"),
         ("create lo --private", E::NetworkExists, "there is an interface lo already"),

@@ -6,23 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::testing::{FakeGuest, log_lines};
-
-#[derive(Default)]
-struct MemoryStore(BTreeMap<String, String>);
-
-impl Store for MemoryStore {
-    fn read(&self, path: &str) -> Option<String> {
-        self.0.get(path).cloned()
-    }
-    fn write(&mut self, path: &str, value: &str) {
-        self.0.insert(path.into(), value.into());
-    }
-    fn remove(&mut self, path: &str) {
-        self.0.retain(|key, _| key != path && !key.starts_with(&format!("{path}/")));
-    }
-    fn make_directory(&mut self, _: &str, _: DomId, _: DomId) {}
-}
+use crate::complaints::MAX_COMPLAINTS;
+use crate::testing::{FakeGuest, MemoryStore, log_lines};
 
 /// What happened to a device, in order; and how it behaves.
 #[derive(Default)]
@@ -58,7 +43,7 @@ impl BackendDevice for TestDevice {
     fn connect(&mut self, frontend: &dyn FrontendKeys, _: &DomainHandle) -> Result<Keys, ConnectError> {
         let mut record = self.0.lock().unwrap();
         if record.refuse {
-            return Err(ConnectError("no ring".into()));
+            return Err(ConnectError(frontend.read("why").unwrap_or("no ring".into())));
         }
         record.calls.push("connect");
         Ok(vec![("saw".into(), frontend.read("ring-ref").unwrap_or_default())])
@@ -292,6 +277,16 @@ fn a_frontend_that_is_refused_again_and_again_does_not_fill_the_log() {
         }
     });
     assert!((1..=MAX_COMPLAINTS).contains(&lines), "{lines} lines");
+}
+
+#[test]
+fn a_refusal_that_quotes_a_frontend_without_end_is_cut() {
+    let mut bench = Bench::new();
+    bench.record.lock().unwrap().refuse = true;
+    bench.store.write(&format!("{FRONT}/why"), &"x\u{e9}".repeat(2000));
+    bench.front("3");
+    let told = &bench.store.0["/local/domain/1/error/device/vbd/51712/error"];
+    assert!((510..=512).contains(&told.len()) && told.starts_with("x\u{e9}x"), "{}", told.len());
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use thiserror::Error;
 
 use super::server::{ConnId, ReceiveError, XenStore};
+use crate::complaints::Complaints;
 use crate::memory::{PAGE_SIZE, SharedPages};
 use crate::xen::DomId;
 
@@ -44,9 +45,6 @@ const INPUT_BUDGET: u32 = RING_SIZE;
 /// Bytes of replies written in one call, for the same reason.
 const OUTPUT_BUDGET: u32 = 64 * RING_SIZE;
 
-/// Lines that a guest's ring may cause in the log (XSA-180): it can be broken as often as the guest likes.
-const MAX_COMPLAINTS: u32 = 32;
-
 /// The page is not one of the shared pages.
 #[derive(Debug, Error)]
 #[error("the xenstore ring cannot be set up: there is no shared page {0}")]
@@ -69,8 +67,8 @@ pub struct XenStoreRing {
     base: usize,
     connection: ConnId,
     broken: bool,
-    /// Lines in the log so far.
-    complaints: u32,
+    /// It can be broken as often as the guest likes.
+    complaints: Complaints,
 }
 
 impl XenStoreRing {
@@ -85,7 +83,13 @@ impl XenStoreRing {
             return Err(NoPage(index));
         }
         let connection = store.add_connection(domid);
-        let ring = Self { pages, base: index * PAGE_SIZE, connection, broken: false, complaints: 0 };
+        let ring = Self {
+            pages,
+            base: index * PAGE_SIZE,
+            connection,
+            broken: false,
+            complaints: Complaints::default(),
+        };
         ring.set(ERROR, 0);
         ring.set(FEATURES, FEATURE_RECONNECTION | FEATURE_ERROR);
         Ok(ring)
@@ -146,8 +150,7 @@ impl XenStoreRing {
 
     /// Ends the connection until the guest reconnects, and tells it why.
     fn stop(&mut self, store: &mut XenStore, reason: u32) {
-        if self.complaints < MAX_COMPLAINTS {
-            self.complaints += 1;
+        if self.complaints.may_complain() {
             tracing::warn!("xenstore: the guest's ring is unusable (error {reason}), it must reconnect");
         }
         self.broken = true;

@@ -4,14 +4,13 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use crate::text::as_text;
 
 /// Addresses of one interface at most.
 const MAX: usize = 64;
 
 /// An address of a guest, or the addresses behind a prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GuestIp {
     address: IpAddr,
     prefix: u8,
@@ -120,19 +119,7 @@ impl fmt::Display for GuestIp {
     }
 }
 
-impl TryFrom<String> for GuestIp {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<GuestIp, String> {
-        text.parse()
-    }
-}
-
-impl From<GuestIp> for String {
-    fn from(ip: GuestIp) -> String {
-        ip.to_string()
-    }
-}
+as_text!(GuestIp);
 
 #[cfg(test)]
 mod tests {

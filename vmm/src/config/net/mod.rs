@@ -2,7 +2,6 @@
 //! more. A first word without `=` is the bridge.
 
 mod ip;
-mod rate;
 mod script;
 #[cfg(test)]
 mod tests;
@@ -16,9 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, Problem};
 use super::spec::{self, Item};
+use crate::text;
 
 pub use ip::GuestIp;
-pub use rate::Rate;
+pub use netback::Rate;
 pub use script::{SCRIPTS_DIR, VifScript, nat_router};
 
 pub(super) const FLAG: &str = "--net";
@@ -58,7 +58,7 @@ pub struct NetConfig {
     #[serde(rename = "bridge")]
     pub named_bridge: Option<String>,
     /// The guest's address; `None` until [`super::DomainConfig::assign_nets`].
-    #[serde(with = "mac_text")]
+    #[serde(with = "text::optional")]
     pub mac: Option<MacAddr>,
     /// The name of the interface on the host in place of `vifD.N`.
     pub vifname: Option<String>,
@@ -404,21 +404,4 @@ fn number<T: FromStr + PartialOrd + fmt::Display>(
     number.filter(|number| range.contains(number)).ok_or_else(|| {
         Problem::Syntax(format!("{key} `{text}` is not a {what} from {} to {}", range.start(), range.end()))
     })
-}
-
-/// An address as its usual text.
-mod mac_text {
-    use netback::MacAddr;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-
-    pub(super) fn serialize<S: Serializer>(mac: &Option<MacAddr>, serializer: S) -> Result<S::Ok, S::Error> {
-        mac.map(|mac| mac.to_string()).serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<MacAddr>, D::Error> {
-        let text = Option::<String>::deserialize(deserializer)?;
-        text.map(|text| text.parse().map_err(de::Error::custom)).transpose()
-    }
 }

@@ -5,14 +5,13 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use crate::text::as_text;
 
 /// Where Xen keeps the scripts that are given by name.
 pub const SCRIPTS_DIR: &str = "/etc/xen/scripts";
 
 /// What plugs an interface in.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum VifScript {
     /// It is a port of a bridge.
     #[default]
@@ -59,19 +58,7 @@ impl fmt::Display for VifScript {
     }
 }
 
-impl TryFrom<String> for VifScript {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<VifScript, String> {
-        text.parse()
-    }
-}
-
-impl From<VifScript> for String {
-    fn from(script: VifScript) -> String {
-        script.to_string()
-    }
-}
+as_text!(VifScript);
 
 /// The host's address on the cable to a guest behind `vif-nat`: the guest's with 127 added to its last number,
 /// which is 1 to 127.

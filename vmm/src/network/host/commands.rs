@@ -151,40 +151,64 @@ pub(super) fn down_with(
     options: &Options,
     witness: &mut dyn Witness,
 ) -> Result<Report, HostNetError> {
-    let definition = Definition::load(&host.definitions, name)?;
-    let _lock = begin(host, name, options)?;
-    take_down(host, &definition, None, options, witness)
+    take_away(host, name, false, options, witness)
 }
 
 /// Takes the network down, and removes its definition.
 pub fn delete(host: &Host, name: &str, options: &Options) -> Result<Report, HostNetError> {
+    delete_with(host, name, options, &mut Consent)
+}
+
+pub(super) fn delete_with(
+    host: &Host,
+    name: &str,
+    options: &Options,
+    witness: &mut dyn Witness,
+) -> Result<Report, HostNetError> {
+    take_away(host, name, true, options, witness)
+}
+
+fn take_away(
+    host: &Host,
+    name: &str,
+    deleting: bool,
+    options: &Options,
+    witness: &mut dyn Witness,
+) -> Result<Report, HostNetError> {
     let definition = Definition::load(&host.definitions, name)?;
     let _lock = begin(host, name, options)?;
-    let define = Some(OldDefinition { text: None });
-    let mut report = take_down(host, &definition, define, options, &mut Consent)?;
-    if !options.dry_run {
-        for path in [
-            Definition::path(&host.definitions, name),
-            host.state_file(name, dnsmasq::LEASES),
-            host.state_file(name, watchdog::LOG),
-        ] {
-            files::remove(&path).map_err(|error| HostNetError::File { path, error })?;
+    let mut report = match current(host, name, options)? {
+        Some(state) => take_down(host, &definition, state, deleting, options, witness)?,
+        None => Report::unchanged(name),
+    };
+    if deleting {
+        // What waits to be confirmed may come back.
+        if !options.dry_run && report.confirm_within.is_none() {
+            remove_files(host, name)?;
         }
+        report.changed = true;
+        report.steps.push(format!("remove the definition of {name}"));
     }
-    report.changed = true;
-    report.steps.push(format!("remove the definition of {name}"));
     Ok(report)
+}
+
+/// What outlives a network that is down.
+fn remove_files(host: &Host, name: &str) -> Result<(), HostNetError> {
+    let path = Definition::path(&host.definitions, name);
+    [path, host.state_file(name, dnsmasq::LEASES), host.state_file(name, watchdog::LOG)]
+        .into_iter()
+        .try_for_each(|path| files::remove(&path).map_err(|error| HostNetError::File { path, error }))
 }
 
 fn take_down(
     host: &Host,
     definition: &Definition,
-    define: Option<OldDefinition>,
+    state: Journal,
+    deleting: bool,
     options: &Options,
     witness: &mut dyn Witness,
 ) -> Result<Report, HostNetError> {
     let name = &definition.name;
-    let Some(state) = current(host, name, options)? else { return Ok(Report::unchanged(name)) };
     if !options.force {
         check_unused(name, &state.header.plan)?;
     }
@@ -195,30 +219,22 @@ fn take_down(
         .filter(|step| **step != transaction::Step::Define)
         .map(|step| format!("undo: {}", state.header.plan.describe(*step, definition)))
         .collect();
-    let report = Report::of(name, undone);
+    // Without a step there is nothing to bring up again.
+    let confirm = options.confirm.filter(|_| !undone.is_empty());
+    let report = Report { confirm_within: confirm, ..Report::of(name, undone) };
     if options.dry_run {
         return Ok(report);
     }
-    let file = |error| HostNetError::File { path: host.state(), error };
-    let mut header = state.header.clone();
-    header.removing = true;
-    header.confirm = None;
+    let failed = |error| HostNetError::Host { name: name.clone(), what: "begin a journal".into(), error };
+    let header = Header::new(definition.clone(), state.header.plan.clone(), confirm);
+    let mut header = header.map_err(failed)?;
+    (header.removing, header.deleting) = (true, deleting);
     if let Plan::Shared(plan) = &mut header.plan {
         plan.refresh(definition)?;
     }
-    *header.plan.old_definition() = define;
-    let mut journal = Journal::create(host, header)?;
-    for step in &steps {
-        journal.begin(*step).map_err(file)?;
-    }
-    state.discard().map_err(file)?;
-    let undone = transaction::undo(host, journal, witness);
-    undone.map_err(|StepError { what, error }| HostNetError::NotUndone {
-        name: name.clone(),
-        what,
-        error,
-        left: String::new(),
-    })?;
+    let define = deleting && confirm.is_none();
+    *header.plan.old_definition() = define.then_some(OldDefinition { text: None });
+    transaction::remove(host, header, state, witness, |header| watchdog::arm(host, header))?;
     Ok(report)
 }
 
@@ -231,12 +247,15 @@ pub fn confirm(host: &Host, name: &str) -> Result<Report, HostNetError> {
     match journal.header.place().map_err(file)? {
         Place::Elsewhere => return Err(HostNetError::OtherNamespace(name.to_owned())),
         Place::Stale => return Err(nothing()),
-        Place::Here if !journal.made || journal.header.removing => {
-            return Err(HostNetError::HalfMade(name.to_owned()));
-        }
+        Place::Here if !journal.made => return Err(HostNetError::HalfMade(name.to_owned())),
         Place::Here => {}
     }
+    let removing = journal.header.removing;
     journal.keep(host).map_err(file)?;
+    if removing {
+        // Looks at what was kept, which is that there is nothing.
+        current(host, name, &Options::default())?;
+    }
     Ok(Report::of(name, vec![format!("keep {name} as it is")]))
 }
 
@@ -264,29 +283,31 @@ pub(super) fn repair_one(
     witness: &mut dyn Witness,
 ) -> Result<Report, HostNetError> {
     let file = |error| HostNetError::File { path: host.state(), error };
-    let failed = |StepError { what, error }: StepError| HostNetError::NotUndone {
-        name: name.to_owned(),
-        what,
-        error,
-        left: String::new(),
-    };
+    let failed = |error| transaction::not_undone(name.to_owned(), error);
+    let _held = transaction::HeldSignals::new();
     if let Some(journal) = Journal::open(host, name, PENDING)? {
-        let removing = journal.header.removing;
-        let what = match (removing, journal.header.place().map_err(file)?) {
-            (_, Place::Elsewhere) => return Err(HostNetError::OtherNamespace(name.to_owned())),
-            (_, Place::Stale) => format!("forget a change of {name} from before the host was restarted"),
-            (true, Place::Here) => format!("complete what takes {name} away"),
-            (false, Place::Here) => {
+        let Header { removing, confirm, .. } = journal.header;
+        let place = journal.header.place().map_err(file)?;
+        let what = match (removing, confirm, place) {
+            (_, _, Place::Elsewhere) => return Err(HostNetError::OtherNamespace(name.to_owned())),
+            (_, _, Place::Stale) => format!("forget a change of {name} from before the host was restarted"),
+            (true, None, Place::Here) => format!("complete what takes {name} away"),
+            (true, Some(_), Place::Here) => format!("bring up {name} again, which was taken away"),
+            (false, _, Place::Here) => {
                 format!("take back the change of {name}, begun up to: {:?}", journal.begun.last())
             }
         };
         if !options.dry_run {
-            if journal.header.place().map_err(file)? == Place::Stale {
-                transaction::forget(host, journal, witness).map_err(failed)?;
-            } else {
-                transaction::undo(host, journal, witness).map_err(failed)?;
+            match (removing, confirm, place) {
+                (_, _, Place::Stale) => transaction::forget(host, journal, witness),
+                (true, None, _) => transaction::undo(host, journal, witness),
+                _ => transaction::take_back(host, journal, witness),
             }
-            if removing && let Some(state) = Journal::open(host, name, COMPLETE)? {
+            .map_err(failed)?;
+            if removing
+                && (confirm.is_none() || place == Place::Stale)
+                && let Some(state) = Journal::open(host, name, COMPLETE)?
+            {
                 state.discard().map_err(file)?;
             }
         }
@@ -398,6 +419,16 @@ fn current(host: &Host, name: &str, options: &Options) -> Result<Option<Journal>
     let file = |error| HostNetError::File { path: host.state(), error };
     let Some(state) = Journal::open(host, name, COMPLETE)? else { return Ok(None) };
     match state.header.place().map_err(file)? {
+        Place::Here if state.header.removing => {
+            // Confirmed, and down.
+            if !options.dry_run {
+                if state.header.deleting {
+                    remove_files(host, name)?;
+                }
+                state.discard().map_err(file)?;
+            }
+            Ok(None)
+        }
         Place::Here => Ok(Some(state)),
         Place::Elsewhere => Err(HostNetError::OtherNamespace(name.to_owned())),
         Place::Stale => {

@@ -29,8 +29,11 @@ pub(super) struct Header {
     namespace: u64,
     pub(super) definition: Definition,
     pub(super) plan: Plan,
-    /// The network is being taken away: interrupted, this is continued, not taken back.
+    /// The network is being taken away. Interrupted, this is continued; but if it has to be confirmed, it is
+    /// taken back like any other change.
     pub(super) removing: bool,
+    /// The definition goes with it.
+    pub(super) deleting: bool,
     /// Seconds in which the change has to be confirmed.
     pub(super) confirm: Option<u64>,
 }
@@ -68,7 +71,8 @@ pub(super) enum Place {
 impl Header {
     pub(super) fn new(definition: Definition, plan: Plan, confirm: Option<u64>) -> io::Result<Header> {
         let id = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
-        Ok(Header { id, boot: boot()?, namespace: namespace()?, definition, plan, removing: false, confirm })
+        let (boot, namespace) = (boot()?, namespace()?);
+        Ok(Header { id, boot, namespace, definition, plan, removing: false, deleting: false, confirm })
     }
 
     pub(super) fn place(&self) -> io::Result<Place> {

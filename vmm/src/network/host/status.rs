@@ -93,7 +93,7 @@ pub fn show(host: &Host, name: &str) -> Result<Status, HostNetError> {
     };
     let plan = here.as_ref().map(|(journal, _)| &journal.header.plan);
     let interfaces = match plan {
-        Some(Plan::Shared(plan)) => {
+        Some(Plan::Shared(plan)) if bridge.is_some() => {
             Some(Interfaces { uplink: plan.port.clone(), host: plan.host.clone(), cable: plan.cable.clone() })
         }
         _ => None,

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use super::commands::{create_with, down_with, repair_one};
+use super::commands::{create_with, delete_with, down_with, repair_one};
 use super::hands::Consent;
 use super::testing::{Accident, Saboteur, World, host_in, ip};
 use super::*;
@@ -23,6 +23,8 @@ fn private() -> Definition {
 }
 
 const NONE: Options = Options { dry_run: false, confirm: None, force: false };
+/// The watchdog of these tests is a program that does nothing: see [`host_in`].
+const CONFIRM: Options = Options { confirm: Some(60), ..NONE };
 
 /// Does nothing unless another test starts it: it acts, and is killed in the middle.
 #[test]
@@ -35,6 +37,9 @@ fn acts_and_is_killed() {
     match variable("XVMM_TEST_ACT").as_str() {
         "create" => create_with(&host, &definition, &NONE, &mut saboteur).map(|_| ()).unwrap(),
         "down" => down_with(&host, &definition.name, &NONE, &mut saboteur).map(|_| ()).unwrap(),
+        "down-confirm" => {
+            down_with(&host, &definition.name, &CONFIRM, &mut saboteur).map(|_| ()).unwrap();
+        }
         "repair" => repair_one(&host, &definition.name, &NONE, &mut saboteur).map(|_| ()).unwrap(),
         act => panic!("{act}"),
     }
@@ -184,6 +189,114 @@ fn what_is_being_taken_down_is_taken_down_by_repair() {
     repair(&world, "xenbr0");
     std::fs::remove_file(world.host.definitions.join("xenbr0.json")).unwrap();
     world.expect(&before, "an error in down");
+}
+
+/// The network is up and as it was, and nothing waits.
+fn expect_up(world: &World, expected: &str, after: &str) {
+    world.settle(expected, after);
+    assert_eq!(show(&world.host, "xenbr0").unwrap().state, "up", "{after}");
+    assert!(!world.files().contains(&"xenbr0.journal".to_owned()), "{after}");
+}
+
+#[test]
+fn an_error_in_a_down_that_is_to_be_confirmed_brings_the_network_up_again() {
+    let world = World::furnished();
+    create(&world.host, &shared(Layout::Classic), &NONE).unwrap();
+    let before = world.state();
+    let mut at = 0;
+    loop {
+        let mut saboteur = Saboteur::new(at, Accident::Error);
+        match down_with(&world.host, "xenbr0", &CONFIRM, &mut saboteur) {
+            Ok(_) if saboteur.seen <= at => break,
+            Ok(_) => repair(&world, "xenbr0"),
+            Err(HostNetError::Undone { error, .. }) => assert_eq!(error.raw_os_error(), Some(libc::ENOMEM)),
+            Err(error) => panic!("{at}: {error}"),
+        }
+        expect_up(&world, &before, &format!("error at {at}"));
+        at += 1;
+    }
+    assert!(at > 30, "{at}");
+}
+
+#[test]
+fn a_killed_down_that_is_to_be_confirmed_is_taken_back_by_repair() {
+    let world = World::furnished();
+    create(&world.host, &shared(Layout::Plain), &NONE).unwrap();
+    let (before, definition) = (world.state(), shared(Layout::Plain));
+    let mut at = 0;
+    while is_killed(&world, &definition, "down-confirm", at) {
+        let refused = down(&world.host, "xenbr0", &NONE);
+        assert!(matches!(refused, Err(HostNetError::HalfMade(_))), "{refused:?}");
+        repair(&world, "xenbr0");
+        expect_up(&world, &before, &format!("killed at {at}"));
+        at += 1;
+    }
+    assert!(at > 30, "{at}");
+    // Now it is down, and waits: the repair is killed everywhere, and comes to its end the next time.
+    let mut at = 0;
+    while is_killed(&world, &definition, "repair", at) {
+        at += 10;
+    }
+    assert!(at > 50, "{at}");
+    expect_up(&world, &before, "a repair that was killed");
+}
+
+#[test]
+fn a_delete_that_is_not_confirmed_yet_keeps_the_definition() {
+    let world = World::furnished();
+    let down_before = world.state();
+    create(&world.host, &shared(Layout::Plain), &NONE).unwrap();
+    let (before, files) = (world.state(), world.files());
+    let report = delete(&world.host, "xenbr0", &CONFIRM).unwrap();
+    assert_eq!(report.confirm_within, Some(60));
+    assert_eq!(show(&world.host, "xenbr0").unwrap().state, "unconfirmed");
+    assert!(show(&world.host, "xenbr0").unwrap().interfaces.is_none());
+    world.settle(&down_before, "delete");
+    repair(&world, "xenbr0");
+    expect_up(&world, &before, "repair");
+    assert_eq!(world.files().len(), files.len() + 1, "{:?}: the watchdog's log", world.files());
+    delete(&world.host, "xenbr0", &CONFIRM).unwrap();
+    confirm(&world.host, "xenbr0").unwrap();
+    world.expect(&down_before, "confirm");
+    assert!(matches!(confirm(&world.host, "xenbr0"), Err(HostNetError::NothingToConfirm(_))));
+    // A network that is down has nothing that could be missed.
+    create(&world.host, &private(), &NONE).unwrap();
+    assert_eq!(down(&world.host, "virbr0", &CONFIRM).unwrap().confirm_within, Some(60));
+    confirm(&world.host, "virbr0").unwrap();
+    assert_eq!(show(&world.host, "virbr0").unwrap().state, "down");
+    assert_eq!(delete(&world.host, "virbr0", &CONFIRM).unwrap().confirm_within, None);
+    assert_eq!(world.files(), [] as [String; 0]);
+}
+
+#[test]
+fn a_removal_that_waited_when_the_host_was_restarted_is_forgotten() {
+    let world = World::new();
+    let before = world.state();
+    create(&world.host, &shared(Layout::Plain), &NONE).unwrap();
+    delete(&world.host, "xenbr0", &CONFIRM).unwrap();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    for suffix in ["journal", "state"] {
+        let path = world.host.state_file("xenbr0", suffix);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace(boot.trim(), "another")).unwrap();
+    }
+    // As at every start of the host.
+    assert!(up(&world.host, "xenbr0", &NONE).unwrap().changed);
+    assert_eq!(show(&world.host, "xenbr0").unwrap().state, "up");
+    delete(&world.host, "xenbr0", &NONE).unwrap();
+    world.expect(&before, "delete");
+}
+
+#[test]
+fn a_watchdog_that_cannot_start_leaves_the_network_up() {
+    let mut world = World::furnished();
+    create(&world.host, &shared(Layout::Plain), &NONE).unwrap();
+    let before = world.state();
+    world.host.program = "/nonexistent".into();
+    let mut witness = Saboteur::new(0, Accident::Kill);
+    let error = delete_with(&world.host, "xenbr0", &CONFIRM, &mut witness).unwrap_err();
+    assert!(error.to_string().starts_with("network xenbr0: cannot start the watchdog: "), "{error}");
+    expect_up(&world, &before, "no watchdog");
 }
 
 /// Name, address, bridge and whether it is up of every interface, as `ip` sees them.

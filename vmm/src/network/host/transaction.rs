@@ -132,25 +132,88 @@ pub(super) fn run(
 ) -> Result<(), HostNetError> {
     // A change that is half done when the terminal goes away would leave the host without a network.
     let _held = HeldSignals::new();
-    let name = header.definition.name.clone();
     let mut journal = Journal::create(host, header)?;
     let result = match before(&journal.header) {
         Ok(()) => steps(host, &mut journal, witness),
         Err(error) => Err(StepError::new("start the watchdog", error)),
     };
-    let Err(StepError { what, error }) = result else {
-        if journal.header.confirm.is_none() {
-            journal.keep(host).map_err(|error| HostNetError::File { path: host.state(), error })?;
-        }
-        return Ok(());
-    };
-    match undo(host, journal, witness) {
-        Ok(()) => Err(HostNetError::Undone { name, what, error }),
+    if let Err(error) = result {
+        return Err(taken_back(host, journal, witness, error));
+    }
+    if journal.header.confirm.is_none() {
+        journal.keep(host).map_err(|error| HostNetError::File { path: host.state(), error })?;
+    }
+    Ok(())
+}
+
+/// Takes away `state`, a network that is up, by undoing the steps of its plan as `header` has it. If that has
+/// to be confirmed, `state` stays until then, and an error brings the network up again; otherwise an error
+/// leaves a journal that tells what is to be continued.
+pub(super) fn remove(
+    host: &Host,
+    header: Header,
+    state: Journal,
+    witness: &mut dyn Witness,
+    before: impl FnOnce(&Header) -> io::Result<()>,
+) -> Result<(), HostNetError> {
+    let _held = HeldSignals::new();
+    let file = |error| HostNetError::File { path: host.state(), error };
+    let mut journal = Journal::create(host, header)?;
+    if let Err(error) = before(&journal.header) {
+        // Nothing is done yet.
+        journal.discard().map_err(file)?;
+        let Header { definition, .. } = state.header;
+        return Err(HostNetError::Host { name: definition.name, what: "start the watchdog".into(), error });
+    }
+    for step in state.header.plan.steps() {
+        journal.begin(step).map_err(file)?;
+    }
+    if journal.header.confirm.is_none() {
+        let name = state.header.definition.name.clone();
+        state.discard().map_err(file)?;
+        return undo(host, journal, witness).map_err(|error| not_undone(name, error));
+    }
+    let undone = undo_steps(host, &journal, witness);
+    match undone.and_then(|()| journal.finish().map_err(|error| StepError::new("write the journal", error))) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(taken_back(host, journal, witness, error)),
+    }
+}
+
+/// What a change that failed ends in.
+fn taken_back(host: &Host, journal: Journal, witness: &mut dyn Witness, failure: StepError) -> HostNetError {
+    let name = journal.header.definition.name.clone();
+    let StepError { what, error } = failure;
+    match take_back(host, journal, witness) {
+        Ok(()) => HostNetError::Undone { name, what, error },
         Err(undoing) => {
             let left = format!(" (cannot {}: {})", undoing.what, undoing.error);
-            Err(HostNetError::NotUndone { name, what, error, left })
+            HostNetError::NotUndone { name, what, error, left }
         }
     }
+}
+
+pub(super) fn not_undone(name: String, StepError { what, error }: StepError) -> HostNetError {
+    HostNetError::NotUndone { name, what, error, left: String::new() }
+}
+
+/// Makes the host what it was before the change, however much of it was done, and removes the journal: what was
+/// made is undone, what was taken away is brought up again. After an error the journal stays.
+pub(super) fn take_back(host: &Host, journal: Journal, witness: &mut dyn Witness) -> Done {
+    if !journal.header.removing {
+        return undo(host, journal, witness);
+    }
+    // Half of it may be there. Steps are made on a host that has nothing of them.
+    undo_steps(host, &journal, witness)?;
+    let Header { plan, definition, .. } = &journal.header;
+    let mut hands = Hands::new(host, witness).map_err(|error| StepError::new("talk to the kernel", error))?;
+    let made = plan.steps().into_iter().try_for_each(|step| plan.perform(step, definition, &mut hands));
+    if let Err(error) = made {
+        // Without the network, but whole: the host has what it needs on the uplink.
+        let _ = undo_steps(host, &journal, witness);
+        return Err(error);
+    }
+    journal.discard().map_err(|error| StepError::new("remove the journal", error))
 }
 
 fn steps(host: &Host, journal: &mut Journal, witness: &mut dyn Witness) -> Done {
@@ -163,9 +226,14 @@ fn steps(host: &Host, journal: &mut Journal, witness: &mut dyn Witness) -> Done 
     journal.finish().map_err(|error| StepError::new("write the journal", error))
 }
 
-/// Undoes what the journal tells, the last step first, and removes it. Goes on after an error, and returns
-/// the first one; the journal stays then.
+/// Undoes what the journal tells, and removes it; after an error it stays.
 pub(super) fn undo(host: &Host, journal: Journal, witness: &mut dyn Witness) -> Done {
+    undo_steps(host, &journal, witness)?;
+    journal.discard().map_err(|error| StepError::new("remove the journal", error))
+}
+
+/// Undoes what the journal tells, the last step first. Goes on after an error, and returns the first one.
+fn undo_steps(host: &Host, journal: &Journal, witness: &mut dyn Witness) -> Done {
     let mut hands = Hands::new(host, witness).map_err(|error| StepError::new("talk to the kernel", error))?;
     let mut first = None;
     for step in journal.begun.iter().rev() {
@@ -174,10 +242,7 @@ pub(super) fn undo(host: &Host, journal: Journal, witness: &mut dyn Witness) -> 
             first.get_or_insert(error);
         }
     }
-    match first {
-        Some(error) => Err(error),
-        None => journal.discard().map_err(|error| StepError::new("remove the journal", error)),
-    }
+    first.map_or(Ok(()), Err)
 }
 
 /// Of a journal of an earlier start of the host: only files on the disk are left of what it tells.
@@ -190,12 +255,12 @@ pub(super) fn forget(host: &Host, journal: Journal, witness: &mut dyn Witness) -
 }
 
 /// While it lives, SIGHUP, SIGINT and SIGTERM wait.
-struct HeldSignals {
+pub(super) struct HeldSignals {
     before: libc::sigset_t,
 }
 
 impl HeldSignals {
-    fn new() -> HeldSignals {
+    pub(super) fn new() -> HeldSignals {
         // SAFETY: sigset_t is an array of integers; the calls write to the two sets, which outlive them.
         unsafe {
             let mut signals: libc::sigset_t = std::mem::zeroed();

@@ -30,7 +30,7 @@ pub fn watch(host: &Host, name: &str, id: &str, seconds: u64) -> Result<(), Host
     let _lock = commands::lock(host)?;
     for _ in 1..TRIES {
         let Some(journal) = waiting(host, name, id)? else { return Ok(()) };
-        match transaction::undo(host, journal, &mut Consent) {
+        match transaction::take_back(host, journal, &mut Consent) {
             Ok(()) => {
                 tracing::warn!("network {name}: not confirmed within {seconds} s, and taken back");
                 return Ok(());

@@ -1,21 +1,12 @@
-//! `rate=`: how fast a guest may send, in the grammar of Xen's xl-network-configuration(5).
+//! The text of a limit, in the grammar of `rate=` in Xen's xl-network-configuration(5).
 
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use super::Rate;
 
 /// Microseconds between two grants of credit where none are given: 50 ms.
 const DEFAULT_INTERVAL: u32 = 50_000;
-
-/// A limit of what a guest sends: every interval it is granted so many bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rate {
-    /// Bytes per interval, at least 1.
-    pub bytes_per_interval: u64,
-    /// Microseconds, at least 1.
-    pub interval_us: u32,
-}
 
 impl FromStr for Rate {
     type Err = String;
