@@ -31,7 +31,7 @@ struct Pc {
 
 impl Pc {
     fn new() -> Self {
-        let config = VgaConfig { memory_mib: 16, rom: None };
+        let config = VgaConfig::default();
         let vga = Arc::new(Mutex::new(Vga::new(&config, Arc::new(Stopped)).unwrap()));
         let (ports, memory) = (Bus::default(), Bus::default());
         let device: Shared = Arc::clone(&vga) as _;
@@ -78,7 +78,7 @@ impl Pc {
         let rounds = 4_000_000u64;
         let start = Instant::now();
         for n in 0..rounds {
-            self.memory.write(0xa_0000 + black_box(n * 8 & 0x7fff), black_box(bytes));
+            self.memory.write(0xa_0000 + black_box((n * 8) & 0x7fff), black_box(bytes));
         }
         let each = start.elapsed().as_secs_f64() * 1e9 / rounds as f64;
         println!("{name:<42} {each:>8.1} ns");
@@ -112,12 +112,12 @@ fn main() {
     pc.writes("write a byte, mode 3 with a bit mask", &[0x5a]);
     pc.looks("look at 640x480x4, unchanged", |_, _| {});
     pc.set(0x3ce, 5, &[0, 5, 15, 0xff]);
-    pc.looks("look at 640x480x4, one byte changed", |pc, n| pc.memory.write(0xa_2000, &[n as u8 & 0xff]));
+    pc.looks("look at 640x480x4, one byte changed", |pc, n| pc.memory.write(0xa_2000, &[n as u8]));
     pc.looks("look at 640x480x4, scrolled by a row", |pc, n| pc.set(0x3d4, 0x0d, &[(n % 3 * 80) as u8]));
     pc.dispi(1920, 1200, 32);
     pc.writes("write 4 bytes, banked", &[0x5a; 4]);
     pc.looks("look at 1920x1200x32, unchanged", |_, _| {});
-    pc.looks("look at 1920x1200x32, one pixel changed", |pc, n| pc.memory.write(0xa_2000, &[n as u8 & 0xff]));
+    pc.looks("look at 1920x1200x32, one pixel changed", |pc, n| pc.memory.write(0xa_2000, &[n as u8]));
     pc.looks("look at 1920x1200x32, scrolled by a row", |pc, n| {
         pc.ports.write(0x1ce, &9u16.to_le_bytes());
         pc.ports.write(0x1cf, &((n % 2) as u16).to_le_bytes());

@@ -103,7 +103,7 @@ fuzz_target!(|data: &[u8]| {
             // Registers as a mode is set: port and index in one, and a run of values.
             0..=3 => {
                 let port = [0x3c4u16, 0x3ce, 0x3d4, 0x3c0][usize::from(tag % 4)];
-                let first = input.u8();
+                let first = input.below(0x40);
                 for (index, value) in (first..).zip(input.bytes(usize::from(tag >> 4) + 1)) {
                     card.write(FIXED_PORTS[0].2, u64::from(port) - 0x3b0, &[index & 0x3f]);
                     let data = port + u16::from(port != 0x3c0);

@@ -34,12 +34,18 @@ const MMIO_DISPI: u64 = 0x500;
 const MAX_ROM: usize = 256 << 10;
 
 /// What a card is made of.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct VgaConfig {
     /// MiB of video memory; made a power of two of 8 to 64. 16 is usual.
     pub memory_mib: usize,
     /// The expansion ROM, at most 256 KiB, where the firmware does not get it another way.
     pub rom: Option<Vec<u8>>,
+}
+
+impl Default for VgaConfig {
+    fn default() -> Self {
+        Self { memory_mib: 16, rom: None }
+    }
 }
 
 /// The card.
@@ -226,8 +232,12 @@ impl Registers for Vga {
     fn read(&mut self, region: Region, offset: u64, data: &mut [u8]) {
         let at = usize::try_from(offset).unwrap_or(usize::MAX);
         match region {
-            WINDOW => self.read_window(u32::try_from(offset).unwrap_or(u32::MAX), data),
-            PORTS => self.read_ports(FIRST_PORT + offset, data),
+            WINDOW => {
+                if let Some(at) = window::offset(offset) {
+                    self.read_window(at, data);
+                }
+            }
+            PORTS if offset < 0x30 => self.read_ports(FIRST_PORT + offset, data),
             DISPI_PORTS if offset == 0 => read_le(self.state.dispi.index.into(), 0, data),
             DISPI_PORTS if offset <= 2 => read_le(self.state.dispi.read().into(), 0, data),
             MMIO => match offset {
@@ -253,8 +263,12 @@ impl Registers for Vga {
 
     fn write(&mut self, region: Region, offset: u64, data: &[u8]) {
         match region {
-            WINDOW => self.write_window(u32::try_from(offset).unwrap_or(u32::MAX), data),
-            PORTS => self.write_ports(FIRST_PORT + offset, data),
+            WINDOW => {
+                if let Some(at) = window::offset(offset) {
+                    self.write_window(at, data);
+                }
+            }
+            PORTS if offset < 0x30 => self.write_ports(FIRST_PORT + offset, data),
             DISPI_PORTS if offset == 0 => self.state.dispi.index = (value_le(data) & 0xffff) as u16,
             DISPI_PORTS if offset <= 2 => {
                 self.write_dispi(self.state.dispi.index, (value_le(data) & 0xffff) as u16);

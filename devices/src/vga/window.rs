@@ -18,6 +18,11 @@ pub(super) const BASE: u64 = 0xa_0000;
 /// All bytes of it.
 const ALL: u32 = 0x2_0000;
 
+/// An offset of the region as one in the window; `None`: beyond it.
+pub(super) fn offset(offset: u64) -> Option<u32> {
+    u32::try_from(offset).ok().filter(|offset| *offset < ALL)
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mapping {
     /// Video memory itself, from this byte on.

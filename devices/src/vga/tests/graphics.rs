@@ -72,8 +72,8 @@ fn planar_panning_start_and_split() {
     assert_eq!((pc.pixel(0, 0), pc.pixel(2, 1)), (through(&MODE_12, 9), through(&MODE_12, 10)));
     assert_eq!(pc.pixel(639, 0), through(&MODE_12, 0), "address 80 is shown at the right, dots 0 to 2");
     // Row 70 at the top, and from line 301 on row 0.
-    pc.crtc(0x0c, (70 * 80 >> 8) as u8);
-    pc.crtc(0x0d, (70 * 80 & 0xff) as u8);
+    pc.crtc(0x0c, ((70 * 80) >> 8) as u8);
+    pc.crtc(0x0d, ((70 * 80) & 0xff) as u8);
     pc.crtc(0x11, 0x0c);
     pc.crtc(7, 0x3e);
     pc.crtc(9, 0);

@@ -1,6 +1,8 @@
 //! A card, a clock that is set by hand, and the register sets of the VGA BIOS's modes.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+// Damage is a list of ranges, often of one.
+#![allow(clippy::single_range_in_vec_init)]
 
 mod access;
 mod extension;
@@ -165,7 +167,7 @@ const MODE_X: Mode = Mode {
 
 impl Pc {
     fn new() -> Self {
-        Self::with(VgaConfig { memory_mib: 16, rom: None })
+        Self::with(VgaConfig::default())
     }
 
     fn with(config: VgaConfig) -> Self {
