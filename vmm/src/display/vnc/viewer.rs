@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use devices::display::InputSink;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::encoder::Encoder;
@@ -58,6 +59,7 @@ pub(super) struct Viewer {
     /// What it has asked for and not got: changes in an area, an area in any case, and the look at the screen that the
     /// latter waits for.
     request: Option<Area>,
+    incremental: bool,
     forced: Area,
     look: Option<u64>,
     update: Option<Update>,
@@ -93,8 +95,9 @@ impl Viewer {
             colour_map: false,
             size,
             seen: size,
-            told: Status { leds: 0, absolute: true },
+            told: Status { leds: display.leds(), absolute: display.is_absolute() },
             request: None,
+            incremental: false,
             forced: Area::default(),
             look: None,
             update: None,
@@ -112,6 +115,7 @@ impl Viewer {
             Message::UpdateRequest { incremental, area } => {
                 let area = area.and(self.screen());
                 self.request = Some(self.request.unwrap_or_default().around(area));
+                self.incremental |= incremental;
                 if !incremental {
                     self.forced = self.forced.around(area);
                     self.look = Some(self.watcher.next_look());
@@ -171,7 +175,9 @@ impl Viewer {
     fn begin(&mut self, out: &mut Vec<u8>) {
         let Some(request) = self.request else { return };
         let ready = loop {
-            let ready = self.watcher.take(request, self.seen, self.told, self.look);
+            // Who asks for a part gets that part: what has changed around it can wait.
+            let area = if self.incremental { request } else { self.forced.whole_tiles(self.screen()) };
+            let ready = self.watcher.take(area, self.seen, self.told, self.look);
             let Some(ready) = ready else { break None };
             if (ready.frame.width, ready.frame.height) != self.seen {
                 self.seen = (ready.frame.width, ready.frame.height);
@@ -179,7 +185,7 @@ impl Viewer {
                     return;
                 }
                 // A viewer that cannot follow sees a part, or black around it.
-                self.forced = self.screen();
+                (self.forced, self.incremental) = (self.screen(), true);
                 continue;
             }
             self.note(ready.status);
@@ -189,7 +195,7 @@ impl Viewer {
             }
             break Some(ready);
         };
-        if ready.is_none() && self.pending == Pending::default() {
+        if ready.is_none() && (self.look.is_some() || self.pending == Pending::default()) {
             return;
         }
         let areas = ready.map(|ready| self.areas(ready)).unwrap_or_default();
@@ -206,7 +212,7 @@ impl Viewer {
         put_update(if marked_end { UNTIL_LAST } else { total }, out);
         out.append(&mut notes);
         self.update = Some(Update { areas, marked_end });
-        self.request = None;
+        (self.request, self.incremental) = (None, false);
     }
 
     /// What is to be sent of a picture: what was asked for in any case, and what has changed elsewhere.
@@ -232,7 +238,7 @@ impl Viewer {
         } else {
             put_rectangle(self.screen(), pseudo::DESKTOP_SIZE, out);
         }
-        (self.request, self.forced, self.look) = (None, Area::default(), None);
+        (self.request, self.incremental, self.forced, self.look) = (None, false, Area::default(), None);
         true
     }
 
