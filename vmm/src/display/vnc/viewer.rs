@@ -15,10 +15,8 @@ use crate::display::{Area, Display, Ready, Status, Watcher};
 
 /// Bytes of an update that wait for the viewer to take them, before more of it is made: one rectangle may go beyond.
 const CHUNK: usize = 64 << 10;
-/// Rectangles of an update without an end mark; one more would be one around all of them.
+/// Rectangles of an update; one more would be one around all of them.
 const RECTANGLES_MAX: usize = 0xff00;
-/// The number of rectangles that says that the last one is marked.
-const UNTIL_LAST: u16 = 0xffff;
 
 /// ExtendedDesktopSize: who asked for the change, and what became of it.
 const BY_SERVER: (usize, usize) = (0, 0);
@@ -38,7 +36,6 @@ struct Pending {
 #[derive(Debug)]
 struct Update {
     areas: VecDeque<Area>,
-    marked_end: bool,
 }
 
 /// A viewer. Keys and buttons that it holds go up when it is dropped.
@@ -203,15 +200,13 @@ impl Viewer {
         let count = self.put_notes(&mut notes);
         let mut areas: VecDeque<Area> =
             areas.into_iter().flat_map(|area| self.encoder.rectangles(area)).collect();
-        let marked_end = self.features.last_rect;
-        if areas.len() > RECTANGLES_MAX && !marked_end {
+        if areas.len() > RECTANGLES_MAX {
             let all = areas.iter().fold(Area::default(), |all, area| all.around(*area));
             areas = self.encoder.rectangles(all).collect();
         }
-        let total = u16::try_from(areas.len() + count).unwrap_or(UNTIL_LAST);
-        put_update(if marked_end { UNTIL_LAST } else { total }, out);
+        put_update(u16::try_from(areas.len() + count).unwrap_or(u16::MAX), out);
         out.append(&mut notes);
-        self.update = Some(Update { areas, marked_end });
+        self.update = Some(Update { areas });
         (self.request, self.incremental) = (None, false);
     }
 
@@ -276,17 +271,17 @@ impl Viewer {
     fn go_on(&mut self, out: &mut Vec<u8>) {
         let Some(update) = &mut self.update else { return };
         let frame = self.watcher.frame();
-        if update.marked_end && (frame.width, frame.height) != self.seen {
-            update.areas.clear();
+        if self.features.last_rect && !update.areas.is_empty() && (frame.width, frame.height) != self.seen {
+            // The rest is of no use: the number of rectangles was told, but the update may end before.
+            put_rectangle(Area::default(), pseudo::LAST_RECT, out);
+            self.update = None;
+            return;
         }
         while out.len() < CHUNK {
             let Some(area) = update.areas.pop_front() else { break };
             self.encoder.encode(&frame, area, out);
         }
         if update.areas.is_empty() {
-            if update.marked_end {
-                put_rectangle(Area::default(), pseudo::LAST_RECT, out);
-            }
             self.update = None;
         }
     }
