@@ -122,7 +122,9 @@ fn xtightvncviewer_shows_the_screen_and_types() {
     let (_x_server, x) = x_server(guest.dir.path());
     let viewer = |password: &str| {
         let mut command = Command::new("xtightvncviewer");
-        command.args(["-autopass", "-encodings", "tight zrle", "-nojpeg", "-shared"]).arg(guest.address());
+        command
+            .args(["-autopass", "-encodings", "tight zrle", "-nojpeg", "-shared"])
+            .arg(guest.server.at().for_viewers());
         command.env("DISPLAY", &x).env("HOME", guest.dir.path());
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut viewer =
