@@ -10,6 +10,7 @@ use crate::api::ApiError;
 use crate::boot::{BootError, ImageError as KernelImageError};
 use crate::config::{ConfigError, Problem};
 use crate::console::ConsoleError;
+use crate::display::vnc::VncError;
 use crate::domain::preflight::{FileProblem, PreflightError};
 use crate::domain::{DomainEntry, DomainError, StorageError};
 use crate::machine::MachineError;
@@ -85,6 +86,8 @@ statuses! {
     NoSuchDevice = 54 "the guest has no such device";
     DeviceBusy = 55 "the device is just being attached or detached";
     DeviceKept = 56 "the guest does not let go of the device";
+    VncUnusable = 57 "viewers cannot connect: the VNC display is taken, or the password file is of no use";
+    NoScreen = 58 "the guest has no screen";
     NetworkExists = 60 "there is a network or an interface of the name already, and it is something else";
     NoSuchNetwork = 61 "there is no network of this name";
     UplinkUnusable = 62 "the uplink does not exist, or cannot be a port of a bridge";
@@ -306,6 +309,12 @@ impl From<HostNetError> for Failure {
             | HostNetError::Host { .. } => ExitStatus::HostError,
         };
         Failure::new(status, error)
+    }
+}
+
+impl From<VncError> for Failure {
+    fn from(error: VncError) -> Failure {
+        Failure::new(ExitStatus::VncUnusable, error)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{DeviceChange, ShutdownKind};
+use super::{DeviceChange, SendKey, ShutdownKind};
 
 /// Bytes of the longest answer that is read.
 const ANSWER_MAX: u64 = 1 << 20;
@@ -16,6 +16,11 @@ const ANSWER_MAX: u64 = 1 << 20;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the host may take to open and close images: iSCSI targets are looked for, logged in to and out of.
 const STORAGE_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Bytes of the largest screenshot: 16 million pixels, not compressed.
+const SCREENSHOT_MAX: u64 = 64 << 20;
+/// How long keys may take to be pressed, or a picture to be made.
+const SCREEN_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Speaks to the API of one domain.
 #[derive(Clone, Debug)]
@@ -92,16 +97,31 @@ impl ApiClient {
         patient.request("PUT", change.verb(), Some(body))
     }
 
+    /// The screen, as the bytes of a PNG file.
+    pub fn screenshot(&self) -> Result<Vec<u8>, ApiError> {
+        let patient = self.clone().with_timeout(SCREEN_TIMEOUT);
+        let answer = patient.exchange_at_most(&head("GET", "vm.screenshot", ""), SCREENSHOT_MAX);
+        let answer = answer.map_err(|source| ApiError::Silent { path: self.socket.clone(), source })?;
+        let (status, body) = split(&answer).ok_or_else(|| ApiError::Answer(self.socket.clone()))?;
+        if status == 200 { Ok(body.to_vec()) } else { self.outcome(&answer).map(|_| Vec::new()) }
+    }
+
+    /// Presses keys; returns when they are released.
+    pub fn send_keys(&self, keys: &SendKey) -> Result<(), ApiError> {
+        self.clone().with_timeout(SCREEN_TIMEOUT).request("PUT", "vm.sendkey", Some(json!(keys))).map(drop)
+    }
+
     fn request(&self, method: &str, verb: &str, body: Option<Value>) -> Result<Value, ApiError> {
         let body = body.map(|body| body.to_string()).unwrap_or_default();
-        let request = format!(
-            "{method} /api/v1/{verb} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
         let answer = self
-            .exchange(request.as_bytes())
+            .exchange_at_most(&head(method, verb, &body), ANSWER_MAX)
             .map_err(|source| ApiError::Silent { path: self.socket.clone(), source })?;
-        let (status, body) = parse(&answer).ok_or_else(|| ApiError::Answer(self.socket.clone()))?;
+        self.outcome(&answer)
+    }
+
+    /// What an answer with a JSON body, or none, says.
+    fn outcome(&self, answer: &[u8]) -> Result<Value, ApiError> {
+        let (status, body) = parse(answer).ok_or_else(|| ApiError::Answer(self.socket.clone()))?;
         if (200..300).contains(&status) {
             return Ok(body);
         }
@@ -111,13 +131,13 @@ impl ApiClient {
         Err(ApiError::Refused { sentence, status })
     }
 
-    fn exchange(&self, request: &[u8]) -> io::Result<Vec<u8>> {
+    fn exchange_at_most(&self, request: &[u8], limit: u64) -> io::Result<Vec<u8>> {
         let mut stream = UnixStream::connect(&self.socket)?;
         stream.set_read_timeout(Some(self.timeout))?;
         stream.set_write_timeout(Some(self.timeout))?;
         stream.write_all(request)?;
         let mut answer = Vec::new();
-        stream.take(ANSWER_MAX).read_to_end(&mut answer).map_err(|error| match error.kind() {
+        stream.take(limit).read_to_end(&mut answer).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
             _ => error,
         })?;
@@ -125,14 +145,29 @@ impl ApiClient {
     }
 }
 
-/// Status and body of an answer that ends with its connection.
+/// The bytes of a request.
+fn head(method: &str, verb: &str, body: &str) -> Vec<u8> {
+    let len = body.len();
+    let head = format!(
+        "{method} /api/v1/{verb} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len}\r\n\r\n{body}"
+    );
+    head.into_bytes()
+}
+
+/// Status and JSON body of an answer.
 fn parse(answer: &[u8]) -> Option<(u16, Value)> {
+    let (status, body) = split(answer)?;
+    let body = body.trim_ascii();
+    let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(body).ok()? };
+    Some((status, body))
+}
+
+/// Status and body of an answer that ends with its connection.
+fn split(answer: &[u8]) -> Option<(u16, &[u8])> {
     let mut headers = [httparse::EMPTY_HEADER; 16];
     let mut head = httparse::Response::new(&mut headers);
     let httparse::Status::Complete(head_len) = head.parse(answer).ok()? else { return None };
-    let body = answer.get(head_len..)?.trim_ascii();
-    let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(body).ok()? };
-    Some((head.code?, body))
+    Some((head.code?, answer.get(head_len..)?))
 }
 
 #[cfg(test)]

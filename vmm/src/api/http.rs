@@ -88,17 +88,24 @@ pub struct Response {
     pub allow: Option<&'static str>,
     /// The body.
     pub body: Option<serde_json::Value>,
+    /// The bytes of a PNG file in place of the body.
+    pub png: Option<Vec<u8>>,
 }
 
 impl Response {
     /// An answer with a body.
     pub fn json(status: u16, body: serde_json::Value) -> Response {
-        Response { status, allow: None, body: Some(body) }
+        Response { status, allow: None, body: Some(body), png: None }
     }
 
     /// Done, with nothing to say.
     pub fn no_content() -> Response {
-        Response { status: 204, allow: None, body: None }
+        Response { status: 204, allow: None, body: None, png: None }
+    }
+
+    /// A picture.
+    pub fn png(file: Vec<u8>) -> Response {
+        Response { status: 200, allow: None, body: None, png: Some(file) }
     }
 
     /// An error with its sentence.
@@ -108,16 +115,19 @@ impl Response {
 
     /// The bytes of the answer.
     pub fn emit(&self, keep_alive: bool) -> Vec<u8> {
-        let body = self.body.as_ref().map(|body| format!("{body}\n"));
+        let body = self.body.as_ref().map(|body| ("application/json", format!("{body}\n").into_bytes()));
+        let body = self.png.as_ref().map(|png| ("image/png", png.clone())).or(body);
         let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason(self.status));
         if let Some(allow) = self.allow {
             head += &format!("Allow: {allow}\r\n");
         }
-        if let Some(body) = &body {
-            head += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+        if let Some((kind, body)) = &body {
+            head += &format!("Content-Type: {kind}\r\nContent-Length: {}\r\n", body.len());
         }
         head += if keep_alive { "\r\n" } else { "Connection: close\r\n\r\n" };
-        (head + &body.unwrap_or_default()).into_bytes()
+        let mut bytes = head.into_bytes();
+        bytes.extend(body.map(|(_, body)| body).unwrap_or_default());
+        bytes
     }
 }
 

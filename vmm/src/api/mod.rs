@@ -12,6 +12,8 @@
 //! | `PUT /api/v1/vm.cd-eject` | [`BlockDetach`] | 204 when the medium is gone and its image closed |
 //! | `PUT /api/v1/vm.network-attach` | [`NetworkAttach`] | 200 and `{"devid": N, "mac": .., "vifname": ..}` when the guest is offered the interface |
 //! | `PUT /api/v1/vm.network-detach` | [`NetworkDetach`] | 204 when the interface is gone from guest and host |
+//! | `GET /api/v1/vm.screenshot` | | 200 and the screen, as `image/png` |
+//! | `PUT /api/v1/vm.sendkey` | [`SendKey`] | 204 when the keys have been pressed and released |
 //!
 //! An error has a 4xx status and the body `{"error": "one sentence"}`, with the exit status of the command as
 //! `"status"` where there is one of its own; 409 says that the guest cannot do it
@@ -22,14 +24,19 @@ mod devices;
 pub mod http;
 mod reply;
 mod routes;
+mod screen;
 mod server;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use client::{ApiClient, ApiError};
 pub use devices::{BlockAttach, BlockDetach, CdInsert, DeviceChange, NetworkAttach, NetworkDetach};
 pub use reply::{Outbox, Reply};
+pub use screen::SendKey;
 pub use server::ApiServer;
+
+use crate::display::Display;
 
 /// What the guest is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +80,11 @@ pub trait ApiHandler {
 
     /// Adds or takes away a device; the answer is sent when that is done.
     fn change_devices(&mut self, change: DeviceChange, reply: Reply);
+
+    /// The screen, if the guest has one.
+    fn display(&self) -> Option<Arc<Display>> {
+        None
+    }
 }
 
 impl<T: ApiHandler + ?Sized> ApiHandler for Box<T> {
@@ -90,5 +102,9 @@ impl<T: ApiHandler + ?Sized> ApiHandler for Box<T> {
 
     fn change_devices(&mut self, change: DeviceChange, reply: Reply) {
         (**self).change_devices(change, reply);
+    }
+
+    fn display(&self) -> Option<Arc<Display>> {
+        (**self).display()
     }
 }

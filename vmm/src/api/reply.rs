@@ -1,9 +1,9 @@
 //! Answers that come later: a device comes and goes as fast as the guest and the storage of the host let it.
 
-use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -17,28 +17,32 @@ pub(super) type Ticket = u64;
 /// Where answers wait until the server sends them.
 #[derive(Debug)]
 pub struct Outbox {
-    ready: RefCell<Vec<(Ticket, Response)>>,
-    last_ticket: Cell<Ticket>,
+    ready: Mutex<Vec<(Ticket, Response)>>,
+    last_ticket: AtomicU64,
     wake: EventFd,
 }
 
 impl Outbox {
     /// Without answers.
-    pub fn new() -> io::Result<Rc<Outbox>> {
+    pub fn new() -> io::Result<Arc<Outbox>> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(Rc::new(Outbox { ready: RefCell::default(), last_ticket: Cell::new(0), wake }))
+        Ok(Arc::new(Outbox { ready: Mutex::default(), last_ticket: AtomicU64::new(0), wake }))
     }
 
     /// The answer to one more request.
-    pub fn reply(self: &Rc<Outbox>) -> Reply {
-        self.last_ticket.set(self.last_ticket.get() + 1);
-        Reply { ticket: self.last_ticket.get(), outbox: Rc::clone(self), sent: false }
+    pub fn reply(self: &Arc<Outbox>) -> Reply {
+        let ticket = self.last_ticket.fetch_add(1, Ordering::Relaxed) + 1;
+        Reply { ticket, outbox: Arc::clone(self), sent: false }
     }
 
     /// Takes the answers that are ready.
     pub(super) fn take(&self) -> Vec<(Ticket, Response)> {
         let _ = self.wake.read();
-        self.ready.take()
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Ticket, Response)>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is ready, as status and body.
@@ -55,12 +59,12 @@ impl AsRawFd for Outbox {
     }
 }
 
-/// The one answer to a request, to be sent at any time. One that is dropped says that the guest has ended.
+/// The one answer to a request, to be sent at any time and from any thread. One that is dropped says that the guest has ended.
 #[derive(Debug)]
 #[must_use = "a client waits for the answer"]
 pub struct Reply {
     ticket: Ticket,
-    outbox: Rc<Outbox>,
+    outbox: Arc<Outbox>,
     sent: bool,
 }
 
@@ -78,9 +82,14 @@ impl Reply {
         });
     }
 
+    /// Answers with the bytes of a PNG file.
+    pub(super) fn send_png(mut self, file: Vec<u8>) {
+        self.put(Response::png(file));
+    }
+
     fn put(&mut self, response: Response) {
         self.sent = true;
-        self.outbox.ready.borrow_mut().push((self.ticket, response));
+        self.outbox.lock().push((self.ticket, response));
         let _ = self.outbox.wake.write(1);
     }
 }

@@ -1,6 +1,6 @@
 //! From a request to the domain and back.
 
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use super::devices::{DeviceChange, TIMEOUT_MAX};
 use super::http::{Request, Response};
 use super::reply::{Outbox, Ticket};
+use super::screen::{self, SendKey};
 use super::{ApiHandler, Shutdown, ShutdownKind};
 
 /// What a request comes to.
@@ -32,10 +33,10 @@ struct ShutdownBody {
     timeout: Option<f64>,
 }
 
-type Action = fn(&Request, &mut dyn ApiHandler, &Rc<Outbox>) -> Answer;
+type Action = fn(&Request, &mut dyn ApiHandler, &Arc<Outbox>) -> Answer;
 
 /// Does what the request says.
-pub(super) fn answer(request: &Request, handler: &mut dyn ApiHandler, outbox: &Rc<Outbox>) -> Answer {
+pub(super) fn answer(request: &Request, handler: &mut dyn ApiHandler, outbox: &Arc<Outbox>) -> Answer {
     let (allow, act): (_, Action) = match request.path.as_str() {
         "/api/v1/vm.info" => ("GET", |_, handler, _| Response::json(200, handler.info()).into()),
         "/api/v1/vm.shutdown" => {
@@ -59,10 +60,17 @@ pub(super) fn answer(request: &Request, handler: &mut dyn ApiHandler, outbox: &R
         "/api/v1/vm.network-detach" => {
             ("PUT", |r, handler, o| change(r, DeviceChange::NetworkDetach, handler, o))
         }
+        "/api/v1/vm.screenshot" => ("GET", |_, handler, outbox| {
+            let reply = outbox.reply();
+            let ticket = reply.ticket();
+            screen::screenshot(handler.display(), reply);
+            Answer::Later(ticket)
+        }),
+        "/api/v1/vm.sendkey" => ("PUT", send_keys),
         _ => {
             let sentence = "there is no such path; the API is \
                             /api/v1/vm.{info,shutdown,reboot,destroy,block-attach,block-detach,cd-insert,cd-eject,\
-                            network-attach,network-detach}";
+                            network-attach,network-detach,screenshot,sendkey}";
             return Response::error(404, sentence).into();
         }
     };
@@ -95,13 +103,25 @@ fn change<T: DeserializeOwned>(
     request: &Request,
     kind: fn(T) -> DeviceChange,
     handler: &mut dyn ApiHandler,
-    outbox: &Rc<Outbox>,
+    outbox: &Arc<Outbox>,
 ) -> Answer {
     match serde_json::from_slice(&request.body) {
         Ok(body) => {
             let reply = outbox.reply();
             let ticket = reply.ticket();
             handler.change_devices(kind(body), reply);
+            Answer::Later(ticket)
+        }
+        Err(error) => Response::error(400, &format!("the body is not one of this request: {error}")).into(),
+    }
+}
+
+fn send_keys(request: &Request, handler: &mut dyn ApiHandler, outbox: &Arc<Outbox>) -> Answer {
+    match serde_json::from_slice::<SendKey>(&request.body) {
+        Ok(body) => {
+            let reply = outbox.reply();
+            let ticket = reply.ticket();
+            screen::send_keys(handler.display(), &body, reply);
             Answer::Later(ticket)
         }
         Err(error) => Response::error(400, &format!("the body is not one of this request: {error}")).into(),

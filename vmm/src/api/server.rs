@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
@@ -29,7 +29,7 @@ const READ_CHUNK: usize = 4096;
 pub struct ApiServer<H> {
     listener: UnixListener,
     handler: H,
-    outbox: Rc<Outbox>,
+    outbox: Arc<Outbox>,
     clients: BTreeMap<RawFd, Client>,
     /// Counts events, to tell who was silent the longest.
     clock: u64,
@@ -193,7 +193,7 @@ impl Client {
     }
 
     /// Answers what was received, and sends what fits. An error ends the connection.
-    fn go_on(&mut self, handler: &mut dyn ApiHandler, outbox: &Rc<Outbox>) -> io::Result<()> {
+    fn go_on(&mut self, handler: &mut dyn ApiHandler, outbox: &Arc<Outbox>) -> io::Result<()> {
         self.send()?;
         // Further requests may have come in one piece with the first.
         while self.output.is_empty() && !self.closing && self.waiting.is_none() {

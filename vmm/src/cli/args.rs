@@ -90,6 +90,12 @@ pub(super) enum Command {
     NetworkDetach(NetworkDetachArgs),
     /// List the network interfaces of a guest
     NetworkList(BlockListArgs),
+    /// Write the screen of a guest to a PNG file
+    Screenshot(ScreenshotArgs),
+    /// Press keys on the keyboard of a guest
+    Sendkey(SendkeyArgs),
+    /// Show the screen of a guest with vncviewer, or tell where viewers connect
+    Vncviewer(DomainArg),
 }
 
 #[derive(Debug, Args)]
@@ -266,9 +272,29 @@ pub(super) struct NetworkDetachArgs {
     pub(super) timeout: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct ScreenshotArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// The file; - for the standard output
+    pub(super) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SendkeyArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// Keys that are held together, with dashes between their names: ctrl-alt-delete, f1, ret; one after the other
+    #[arg(required = true, value_name = "KEYS")]
+    pub(super) keys: Vec<String>,
+    /// How long they are held [default: 100]
+    #[arg(long, value_name = "MS")]
+    pub(super) hold: Option<u64>,
+}
+
 /// Puts `run` where the command is missing: `xvmm --kernel x` is `xvmm run --kernel x`.
 pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    const COMMANDS: [&str; 21] = [
+    const COMMANDS: [&str; 24] = [
         "run",
         "list",
         "console",
@@ -285,6 +311,9 @@ pub(super) fn with_default_command(args: impl IntoIterator<Item = OsString>) -> 
         "network-attach",
         "network-detach",
         "network-list",
+        "screenshot",
+        "sendkey",
+        "vncviewer",
         "help",
         "-h",
         "--help",

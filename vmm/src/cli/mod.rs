@@ -15,7 +15,10 @@ mod net_list;
 mod network;
 mod network_args;
 mod run;
+mod screenshot;
+mod sendkey;
 mod shutdown;
+mod vncviewer;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -60,6 +63,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>, runner: Runner) -> ExitCod
         Command::Network(args) => network::network(&run_dir, args),
         Command::NetworkAttach(args) => net_attach::net_attach(&run_dir, &args),
         Command::NetworkDetach(args) => net_detach::net_detach(&run_dir, &args),
+        Command::Screenshot(args) => screenshot::screenshot(&run_dir, &args),
+        Command::Sendkey(args) => sendkey::sendkey(&run_dir, &args),
+        Command::Vncviewer(args) => vncviewer::vncviewer(&run_dir, &args.domain),
         Command::NetworkList(args) => net_list::net_list(&run_dir, &args),
     };
     result.unwrap_or_else(|failure| complain(&failure)).into()

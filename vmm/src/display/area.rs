@@ -56,6 +56,14 @@ impl Area {
         Area { x, y, width: right - x, height: bottom - y }
     }
 
+    /// The tiles that lie wholly in it, those at the edges of `picture` as far as they go.
+    pub fn whole_tiles(self, picture: Area) -> Area {
+        let (x, y) = (self.x.next_multiple_of(TILE), self.y.next_multiple_of(TILE));
+        let end = |end: usize, edge: usize| if end >= edge { edge } else { end - end % TILE };
+        let (right, bottom) = (end(self.right(), picture.right()), end(self.bottom(), picture.bottom()));
+        Area { x, y, width: right.saturating_sub(x), height: bottom.saturating_sub(y) }.and(picture)
+    }
+
     /// Cuts it into pieces at most this wide and high.
     pub fn pieces(self, width: usize, height: usize) -> impl Iterator<Item = Area> {
         let (width, height) = (width.max(1), height.max(1));
@@ -174,6 +182,15 @@ mod tests {
         assert_eq!(a.around(area(0, 25, 1, 50)), area(0, 10, 30, 65));
         assert_eq!(a.around(Area::default()), a);
         assert_eq!(a.and(area(usize::MAX, usize::MAX, usize::MAX, usize::MAX)), Area::default());
+    }
+
+    #[test]
+    fn whole_tiles_of_an_area() {
+        let picture = Area::whole(100, 50);
+        assert_eq!(picture.whole_tiles(picture), picture);
+        assert_eq!(area(1, 16, 50, 40).whole_tiles(picture), area(16, 16, 32, 34));
+        assert_eq!(area(1, 1, 20, 20).whole_tiles(picture), Area::default());
+        assert_eq!(Area::default().whole_tiles(picture), Area::default());
     }
 
     #[test]

@@ -281,9 +281,9 @@ impl State {
             }
             return true;
         }
-        let all = [0..height];
+        let all = 0..height;
         let rows = match damage {
-            Damage::All => all.as_slice(),
+            Damage::All => std::slice::from_ref(&all),
             Damage::Rows(rows) => rows,
         };
         let mut changed = Tiles::new(width, height, false);

@@ -50,6 +50,11 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
         Signals::take().map_err(|e| Failure::new(ExitStatus::HostError, format!("no signals: {e}")))?;
     let signals = Rc::new(RefCell::new(signals));
     config.validate()?;
+    if config.vnc.is_some() {
+        let message =
+            "--vnc: a guest that is started by --kernel has no screen; leave it out, and use its console";
+        return Err(Failure::new(ExitStatus::NoScreen, message));
+    }
     preflight::prepare(&mut config)?;
     let mut prepared = Some(Prepared::new(&config)?);
     let registry = Registry::open(&config.run_dir)?;

@@ -70,7 +70,7 @@ impl Drop for TestDevice {
 
 pub(super) struct TestDomain {
     pub(super) hotplug: Hotplug,
-    pub(super) outbox: Rc<Outbox>,
+    pub(super) outbox: Arc<Outbox>,
     pub(super) dir: tempfile::TempDir,
     pub(super) folder: Rc<RefCell<DomainDir>>,
     store: SharedStore,

@@ -102,11 +102,17 @@ pub(super) fn serve(
             known = true;
             admitted(&session);
         }
-        session.produce();
-        let Ok(waits) = send(&mut *socket, session.output()) else { return End::Left };
-        if !waits && !session.output().is_empty() {
-            // Sent in part: there may be room for more.
-            continue;
+        // Until nothing is left of what was asked for, or the socket takes no more.
+        loop {
+            session.produce();
+            if session.output().is_empty() {
+                break;
+            }
+            match send(&mut *socket, session.output()) {
+                Ok(waits) if waits => break,
+                Ok(_) => {}
+                Err(_) => return End::Left,
+            }
         }
         let now = Instant::now();
         bucket.fill(now.saturating_duration_since(filled));

@@ -260,6 +260,6 @@ mod tests {
         let index = usize::from(written(mapped, 0xff_8000)[0][0]);
         let map = Translator::colour_map();
         assert_eq!(map.len(), 6 + 256 * 6);
-        assert_eq!(map[6 + index * 6..][..6], [0xff, 0xff, 0x92, 0x49, 0, 0]);
+        assert_eq!(map[6 + index * 6..][..6], [0xff, 0xff, 0x92, 0x48, 0, 0]);
     }
 }

@@ -13,11 +13,13 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::Setup;
 use super::connection::{self, Socket};
 use super::peers::{Peers, Stop};
 use super::session::Session;
-use crate::config::{FIRST_PORT, VncListen};
+use super::{Password, Setup};
+use crate::config::{DEFAULT_KEYMAP, FIRST_PORT, VncConfig, VncListen};
+use crate::display::Display;
+use crate::display::keys::Keymap;
 
 /// Displays that are tried when the first free one is wanted.
 const DISPLAYS_TRIED: u16 = 100;
@@ -163,6 +165,19 @@ pub struct VncServer {
 }
 
 impl VncServer {
+    /// Shows a display as a description says. Nobody can connect if the password file is of no use.
+    pub fn open(config: &VncConfig, display: Arc<Display>, name: &str) -> Result<VncServer, VncError> {
+        let password = config.password_file.as_deref().map(|path| {
+            Password::read(path).map_err(|reason| VncError::Password { path: path.to_owned(), reason })
+        });
+        let password = password.transpose()?;
+        let listener = Listener::bind(&config.listen)?;
+        // Looked at when the description was made.
+        let keymap = Keymap::named(&config.keymap).or_else(|| Keymap::named(DEFAULT_KEYMAP));
+        let keymap = Arc::new(keymap.ok_or_else(|| VncError::Host(ErrorKind::NotFound.into()))?);
+        VncServer::start(listener, Setup { display, password, keymap, name: name.to_owned() })
+    }
+
     /// Lets viewers in.
     pub fn start(listener: Listener, setup: Setup) -> Result<VncServer, VncError> {
         listener.set_nonblocking().map_err(VncError::Host)?;

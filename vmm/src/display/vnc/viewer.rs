@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use devices::display::InputSink;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::encoder::Encoder;
@@ -14,10 +15,8 @@ use crate::display::{Area, Display, Ready, Status, Watcher};
 
 /// Bytes of an update that wait for the viewer to take them, before more of it is made: one rectangle may go beyond.
 const CHUNK: usize = 64 << 10;
-/// Rectangles of an update without an end mark; one more would be one around all of them.
+/// Rectangles of an update; one more would be one around all of them.
 const RECTANGLES_MAX: usize = 0xff00;
-/// The number of rectangles that says that the last one is marked.
-const UNTIL_LAST: u16 = 0xffff;
 
 /// ExtendedDesktopSize: who asked for the change, and what became of it.
 const BY_SERVER: (usize, usize) = (0, 0);
@@ -37,7 +36,6 @@ struct Pending {
 #[derive(Debug)]
 struct Update {
     areas: VecDeque<Area>,
-    marked_end: bool,
 }
 
 /// A viewer. Keys and buttons that it holds go up when it is dropped.
@@ -58,6 +56,7 @@ pub(super) struct Viewer {
     /// What it has asked for and not got: changes in an area, an area in any case, and the look at the screen that the
     /// latter waits for.
     request: Option<Area>,
+    incremental: bool,
     forced: Area,
     look: Option<u64>,
     update: Option<Update>,
@@ -93,8 +92,9 @@ impl Viewer {
             colour_map: false,
             size,
             seen: size,
-            told: Status { leds: 0, absolute: true },
+            told: Status { leds: display.leds(), absolute: display.is_absolute() },
             request: None,
+            incremental: false,
             forced: Area::default(),
             look: None,
             update: None,
@@ -112,6 +112,7 @@ impl Viewer {
             Message::UpdateRequest { incremental, area } => {
                 let area = area.and(self.screen());
                 self.request = Some(self.request.unwrap_or_default().around(area));
+                self.incremental |= incremental;
                 if !incremental {
                     self.forced = self.forced.around(area);
                     self.look = Some(self.watcher.next_look());
@@ -171,7 +172,9 @@ impl Viewer {
     fn begin(&mut self, out: &mut Vec<u8>) {
         let Some(request) = self.request else { return };
         let ready = loop {
-            let ready = self.watcher.take(request, self.seen, self.told, self.look);
+            // Who asks for a part gets that part: what has changed around it can wait.
+            let area = if self.incremental { request } else { self.forced.whole_tiles(self.screen()) };
+            let ready = self.watcher.take(area, self.seen, self.told, self.look);
             let Some(ready) = ready else { break None };
             if (ready.frame.width, ready.frame.height) != self.seen {
                 self.seen = (ready.frame.width, ready.frame.height);
@@ -179,7 +182,7 @@ impl Viewer {
                     return;
                 }
                 // A viewer that cannot follow sees a part, or black around it.
-                self.forced = self.screen();
+                (self.forced, self.incremental) = (self.screen(), true);
                 continue;
             }
             self.note(ready.status);
@@ -189,7 +192,7 @@ impl Viewer {
             }
             break Some(ready);
         };
-        if ready.is_none() && self.pending == Pending::default() {
+        if ready.is_none() && (self.look.is_some() || self.pending == Pending::default()) {
             return;
         }
         let areas = ready.map(|ready| self.areas(ready)).unwrap_or_default();
@@ -197,16 +200,14 @@ impl Viewer {
         let count = self.put_notes(&mut notes);
         let mut areas: VecDeque<Area> =
             areas.into_iter().flat_map(|area| self.encoder.rectangles(area)).collect();
-        let marked_end = self.features.last_rect;
-        if areas.len() > RECTANGLES_MAX && !marked_end {
+        if areas.len() > RECTANGLES_MAX {
             let all = areas.iter().fold(Area::default(), |all, area| all.around(*area));
             areas = self.encoder.rectangles(all).collect();
         }
-        let total = u16::try_from(areas.len() + count).unwrap_or(UNTIL_LAST);
-        put_update(if marked_end { UNTIL_LAST } else { total }, out);
+        put_update(u16::try_from(areas.len() + count).unwrap_or(u16::MAX), out);
         out.append(&mut notes);
-        self.update = Some(Update { areas, marked_end });
-        self.request = None;
+        self.update = Some(Update { areas });
+        (self.request, self.incremental) = (None, false);
     }
 
     /// What is to be sent of a picture: what was asked for in any case, and what has changed elsewhere.
@@ -232,7 +233,7 @@ impl Viewer {
         } else {
             put_rectangle(self.screen(), pseudo::DESKTOP_SIZE, out);
         }
-        (self.request, self.forced, self.look) = (None, Area::default(), None);
+        (self.request, self.incremental, self.forced, self.look) = (None, false, Area::default(), None);
         true
     }
 
@@ -270,17 +271,17 @@ impl Viewer {
     fn go_on(&mut self, out: &mut Vec<u8>) {
         let Some(update) = &mut self.update else { return };
         let frame = self.watcher.frame();
-        if update.marked_end && (frame.width, frame.height) != self.seen {
-            update.areas.clear();
+        if self.features.last_rect && !update.areas.is_empty() && (frame.width, frame.height) != self.seen {
+            // The rest is of no use: the number of rectangles was told, but the update may end before.
+            put_rectangle(Area::default(), pseudo::LAST_RECT, out);
+            self.update = None;
+            return;
         }
         while out.len() < CHUNK {
             let Some(area) = update.areas.pop_front() else { break };
             self.encoder.encode(&frame, area, out);
         }
         if update.areas.is_empty() {
-            if update.marked_end {
-                put_rectangle(Area::default(), pseudo::LAST_RECT, out);
-            }
             self.update = None;
         }
     }

@@ -24,7 +24,6 @@ use crate::display::testing::{Recorder, TestScreen};
 pub(super) struct Server {
     pub(super) screen: TestScreen,
     pub(super) sink: Arc<Recorder>,
-    pub(super) display: Arc<Display>,
     pub(super) peers: Arc<Peers>,
     setup: Arc<Setup>,
 }
@@ -43,7 +42,7 @@ impl Server {
             keymap: Arc::new(Keymap::named("us").unwrap()),
             name: "web".into(),
         });
-        Server { screen, sink, display, peers: Arc::default(), setup }
+        Server { screen, sink, peers: Arc::default(), setup }
     }
 
     /// A connection, and the thread that serves it.

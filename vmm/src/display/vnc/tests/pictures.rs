@@ -84,7 +84,8 @@ fn large_pictures_come_in_pieces() {
             let encodings: Vec<i32> = [encoding].into_iter().chain(end).collect();
             let mut client = server.viewer(&encodings);
             let notes = client.full();
-            assert_eq!(notes.contains(&Note::LastRect), end.is_some());
+            // Their number was told; there are viewers that overlook the mark.
+            assert_eq!(notes, []);
             assert!(client.pixels == server.screen.frame().pixels, "{encoding}");
         }
     }
