@@ -99,7 +99,7 @@ impl Drive {
         let track = sector / sectors;
         self.regs.low.current = ((sector % sectors + 1) & 0xff) as u8;
         self.regs.set_cylinder(((track / heads) & 0xffff) as u16);
-        self.regs.device = self.regs.device & 0xf0 | (track % heads & 0x0f) as u8;
+        self.regs.device = self.regs.device & 0xf0 | ((track % heads) & 0x0f) as u8;
     }
 
     /// The sector that the registers name; `None`: there is no such head or sector.

@@ -281,6 +281,7 @@ impl State {
             }
             return true;
         }
+        #[allow(clippy::single_range_in_vec_init)]
         let all = [0..height];
         let rows = match damage {
             Damage::All => all.as_slice(),
