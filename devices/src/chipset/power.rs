@@ -134,6 +134,8 @@ impl Power {
         for at in (0x44..0x80).chain(0xd3..0xd6) {
             config.allow(at, &[0xff]);
         }
+        // DEVACTB, APMC_EN: SMIs are set up already. There is no SMM here, and firmware would wait for it for ever.
+        config.set(0x5b, &[2]);
         Self { config, board, pm: None, smbus: None, state: State::default() }
     }
 
