@@ -68,7 +68,8 @@ fn blocks_are_read_in_pieces_of_any_limit() {
 fn refusals_have_their_sense() {
     let mut rig = rig();
     // 16 blocks. Packet; sense.
-    let table: &[(&[u8], (u8, u8, u8))] = &[
+    type Case<'a> = (&'a [u8], (u8, u8, u8));
+    let table: &[Case] = &[
         (&[0x28, 0, 0, 0, 0, 16, 0, 0, 1], (5, 0x21, 0)),
         (&[0x28, 0, 0, 0, 0, 15, 0, 0, 2], (5, 0x21, 0)),
         (&[0xa8, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], (5, 0x21, 0)),
