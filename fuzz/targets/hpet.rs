@@ -43,7 +43,7 @@ fuzz_target!(|data: &[u8]| {
                 hpet.read(0, u64::from(input.u16()) % 0x400, &mut data[..len]);
             }
             5 => {
-                timer.advance(input.number() >> 8);
+                timer.advance(input.number() >> 16);
                 hpet.expired();
             }
             6 if seconds < 8 => {
