@@ -78,6 +78,13 @@ impl Bus {
         }
     }
 
+    /// Takes everything away.
+    pub fn clear(&self) {
+        let ranges = std::mem::take(&mut *self.ranges.write().unwrap_or_else(PoisonError::into_inner));
+        // Devices end outside of the lock.
+        drop(ranges);
+    }
+
     fn find(&self, addr: u64, len: usize) -> Option<(Shared, Region, u64)> {
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
         let (base, range) = ranges.range(..=addr).next_back()?;

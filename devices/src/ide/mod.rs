@@ -35,7 +35,7 @@ use crate::pci::{BarKind, Config, PciFunction};
 /// Fixed ports: base, length and region.
 pub const PORTS: [(u64, u64, Region); 4] = [(0x1f0, 8, 0), (0x3f6, 1, 1), (0x170, 8, 2), (0x376, 1, 3)];
 /// ISA interrupts of the channels.
-pub const IRQS: [u32; 2] = [14, 15];
+pub const IRQS: [u8; 2] = [14, 15];
 /// The region of the bus master's 16 ports, which is the base address register too.
 const BUS_MASTER: Region = 4;
 

@@ -115,6 +115,9 @@ pub(super) struct RunArgs {
     /// What the PC boots from, in this order: c disk, d CD-ROM, n network
     #[arg(long, value_name = "ORDER", default_value = "cdn", requires = "hvm")]
     pub(super) boot: String,
+    /// What is in the PC's CD-ROM drive, as hdc
+    #[arg(long, value_name = "FILE", requires = "hvm")]
+    pub(super) cdrom: Option<PathBuf>,
     /// The PC's clock shows the host's time zone
     #[arg(long, requires = "hvm")]
     pub(super) localtime: bool,

@@ -21,7 +21,13 @@ fn describe(args: RunArgs, run_dir: PathBuf) -> Result<DomainConfig, ConfigError
     if let Some(name) = &args.name {
         check_name(name)?;
     }
-    let disks = args.disk.iter().map(|spec| DiskSpec::parse(spec)).collect::<Result<_, _>>()?;
+    let mut disks = args.disk.iter().map(|spec| DiskSpec::parse(spec)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(file) = &args.cdrom {
+        disks.push(DiskSpec::parse(&format!("vdev=hdc,devtype=cdrom,target={}", file.display()))?);
+    }
+    if args.hvm {
+        HvmConfig::name_disks(&mut disks);
+    }
     let hvm = args
         .hvm
         .then(|| {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, DomainConfig, Problem};
+use super::{ConfigError, DiskSpec, DomainConfig, Problem, Vdev};
 
 /// The firmware of Debian's package seabios.
 pub const DEFAULT_BIOS: &str = "/usr/share/seabios/bios-256k.bin";
@@ -44,6 +44,19 @@ impl Default for HvmConfig {
 }
 
 impl HvmConfig {
+    /// Names disks without a name `hda` to `hdd`, as long as there are such names.
+    pub fn name_disks(specs: &mut [DiskSpec]) {
+        let mut free: Vec<Vdev> = ["hda", "hdb", "hdc", "hdd"]
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .filter(|name| specs.iter().all(|spec| spec.vdev.is_none_or(|other| !other.overlaps(*name))))
+            .rev()
+            .collect();
+        for spec in specs.iter_mut().filter(|spec| spec.vdev.is_none()) {
+            spec.vdev = free.pop();
+        }
+    }
+
     /// Checks what goes together.
     pub(super) fn check(&self, config: &DomainConfig) -> Result<(), ConfigError> {
         let fail = |flag, value: &str, problem: &str| {
@@ -90,6 +103,18 @@ pub(crate) fn parse_switch(flag: &'static str, value: &str) -> Result<bool, Conf
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn disks_without_a_name_are_ide_drives_first() {
+        let names = |specs: &[&str]| {
+            let mut specs: Vec<_> = specs.iter().map(|spec| DiskSpec::parse(spec).unwrap()).collect();
+            HvmConfig::name_disks(&mut specs);
+            let disks = DiskSpec::assign(specs).unwrap();
+            disks.iter().map(|disk| disk.vdev.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(names(&["a", "vdev=hdc,devtype=cdrom,target=c"]), "hda hdc");
+        assert_eq!(names(&["a", "b,,hda", "c,,xvdb", "d", "e", "f"]), "hdb hda xvdb hdc hdd xvda");
+    }
 
     #[test]
     fn what_does_not_go_together_is_told() {

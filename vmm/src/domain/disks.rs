@@ -7,9 +7,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use blkback::limits::LimitGroup;
-use blkback::{Backing, DiskImage, ImageError, ImageOptions};
+use blkback::medium::DiskMedium;
+use blkback::{Backing, Disk, DiskImage, ImageError, ImageOptions};
+use devices::ide::{Attachment, Identity, Place};
+use devices::medium::Medium;
 
+use crate::config::vdev::VdevKind;
 use crate::config::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource, Vdev};
+use crate::exit::{ExitStatus, Failure};
+use crate::machine::pc::Drive;
 use crate::storage::IscsiError;
 
 /// Why the storage of a disk cannot be opened. One sentence.
@@ -99,6 +105,39 @@ pub fn shown(disk: &DiskConfig, bootable: bool, groups: &LimitGroups) -> blkback
         limit_group,
         enospc_pause: disk.enospc_pause,
     }
+}
+
+/// Where the disk is an IDE drive of a PC: `hda` to `hdd`.
+pub(super) fn ide_place(disk: &DiskConfig) -> Option<Place> {
+    let whole = disk.vdev.kind() == VdevKind::Hd && disk.vdev.partition() == 0;
+    Place::of_hd(disk.vdev.disk()).filter(|_| whole)
+}
+
+/// The disk as an IDE drive. A CD-ROM drive may be empty.
+pub(super) fn ide_drive(
+    place: Place,
+    disk: &DiskConfig,
+    shown: blkback::DiskConfig,
+    image: Option<Backing>,
+) -> Result<Drive, Failure> {
+    let medium = image.map(|image| {
+        let medium = DiskMedium::new(Arc::new(Disk::new(&shown, image)));
+        let medium = medium.map_err(|error| {
+            Failure::new(ExitStatus::HostError, format!("no thread for the drive {}: {error}", disk.vdev))
+        });
+        Ok::<_, Failure>(Arc::new(medium?) as Arc<dyn Medium>)
+    });
+    let (what, model) = match medium.transpose()? {
+        medium if disk.cdrom => (Attachment::Cdrom(medium), "xvmm CD-ROM"),
+        Some(medium) => (Attachment::Disk(medium), "xvmm disk"),
+        None => {
+            let message = format!("--disk: the drive {} is empty; only a CD-ROM drive can be", disk.vdev);
+            return Err(Failure::new(ExitStatus::Usage, message));
+        }
+    };
+    let serial = format!("XV{:05}", disk.vdev.virtual_device());
+    let firmware = env!("CARGO_PKG_VERSION").to_owned();
+    Ok(Drive { place, what, identity: Identity { model: model.to_owned(), serial, firmware } })
 }
 
 /// The name of the image format whose mark a file has, where it is one that is often given as raw by mistake.

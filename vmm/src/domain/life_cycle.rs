@@ -28,6 +28,8 @@ use crate::api::{ApiHandler, ApiServer, DeviceChange, Reply, Shutdown};
 use crate::boot::{BootEntry, Initrd, Kernel, LoadRequest, MemmapEntry};
 use crate::config::{DomainConfig, OnReboot};
 use crate::console::Console;
+use crate::display::Display;
+use crate::display::vnc::VncServer;
 use crate::exit::{ExitStatus, Failure};
 use crate::hypercall::{DomainFacts, HvmParams, Hypercalls, StopReason};
 use crate::machine::pc::{Board, BoardConfig, Timers};
@@ -50,7 +52,7 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
         Signals::take().map_err(|e| Failure::new(ExitStatus::HostError, format!("no signals: {e}")))?;
     let signals = Rc::new(RefCell::new(signals));
     config.validate()?;
-    if config.vnc.is_some() {
+    if config.vnc.is_some() && config.hvm.is_none() {
         let message =
             "--vnc: a guest that is started by --kernel has no screen; leave it out, and use its console";
         return Err(Failure::new(ExitStatus::NoScreen, message));
@@ -62,6 +64,15 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
     // Before the folder: whose image it is shows in the other domains' folders.
     let mut images = Some(open_images(&config, &registry)?);
     let folder = Rc::new(RefCell::new(registry.create(&config)?));
+    // Viewers stay through reboots.
+    let display = config.hvm.is_some().then(Display::new);
+    let vnc = match (&config.vnc, &display) {
+        (Some(vnc), Some(display)) => {
+            Some(VncServer::open(vnc, Arc::clone(display), folder.borrow().name())?)
+        }
+        _ => None,
+    };
+    let viewers = vnc.as_ref().map(|vnc| vnc.at().to_string());
     loop {
         let prepared = match prepared.take() {
             Some(prepared) => prepared,
@@ -71,7 +82,8 @@ pub fn run(mut config: DomainConfig) -> Result<ExitStatus, Failure> {
             Some(images) => images,
             None => open_images(&config, &registry)?,
         };
-        let domain = Domain::start(&config, &folder, prepared, images, &signals)?;
+        let watched = (display.as_ref(), viewers.clone());
+        let domain = Domain::start(&config, &folder, prepared, images, &signals, watched)?;
         let (ending, last_lines) = domain.run();
         // As it is now: devices may have come and gone.
         config.disks.clone_from(&folder.borrow().config().disks);
@@ -169,6 +181,8 @@ struct Domain {
     console: Rc<RefCell<Console>>,
     hotplug: Rc<RefCell<Hotplug>>,
     api: Rc<RefCell<ApiServer<Handler>>>,
+    board: Option<Arc<Board>>,
+    display: Option<Arc<Display>>,
 }
 
 impl Domain {
@@ -178,6 +192,7 @@ impl Domain {
         prepared: Prepared,
         images: Vec<Backing>,
         signals: &Rc<RefCell<Signals>>,
+        (display, viewers): (Option<&Arc<Display>>, Option<String>),
     ) -> Result<Self, Failure> {
         let folder = shared_folder.borrow();
         let folder = &*folder;
@@ -234,8 +249,18 @@ impl Domain {
         let uuid = uuid(folder.name(), domid);
         populate(&mut store, config, folder, &ring_keys, tty.as_deref(), &uuid);
         let groups = LimitGroups::default();
-        for (disk, image) in config.disks.iter().filter(|disk| disk.has_medium()).zip(images) {
+        let mut drives = Vec::new();
+        let mut images = images.into_iter();
+        for disk in &config.disks {
+            let image = if disk.has_medium() { images.next() } else { None };
             let shown = disks::shown(disk, config.disks.first() == Some(disk), &groups);
+            if config.hvm.is_some()
+                && let Some(place) = disks::ide_place(disk)
+            {
+                drives.push(disks::ide_drive(place, disk, shown, image)?);
+                continue;
+            }
+            let Some(image) = image else { continue };
             let added = store.add(Box::new(BlockDevice::new(shown, image)));
             added.map_err(|e| Failure::new(ExitStatus::SameVdev, e))?;
         }
@@ -263,7 +288,10 @@ impl Domain {
                     localtime: hvm.localtime,
                     boot: firmware::boot_order(&hvm.boot),
                 };
-                let board = Board::build(&machine, &board, &mut timers)?;
+                let board = Board::build(&machine, &board, drives, &mut timers)?;
+                if let Some(display) = display {
+                    display.connect(Box::new(board.screen()), Arc::new(board.input()));
+                }
                 (Layout::PC.memmap(config.memory), None, Some(board))
             }
         };
@@ -297,7 +325,7 @@ impl Domain {
             Rc::clone(&requests),
             Rc::clone(&store),
             config.shutdown_timeout,
-            board,
+            board.clone(),
         )
         .map_err(fail("no timer"))?;
         let control = Rc::new(RefCell::new(control));
@@ -310,6 +338,8 @@ impl Domain {
             hypercalls: Arc::clone(&hypercalls),
             hotplug: Rc::clone(&hotplug),
             groups,
+            display: display.cloned(),
+            viewers,
         };
         let api =
             ApiServer::bind(&folder.api_socket(), handler).map_err(fail("the API cannot be started"))?;
@@ -330,7 +360,18 @@ impl Domain {
         }
         let vcpus = machine.start(entry.as_ref(), &hypercalls)?;
         tracing::info!(%domid, name = folder.name(), "the guest runs");
-        Ok(Self { machine, vcpus, manager, control, store, console, hotplug, api })
+        Ok(Self {
+            machine,
+            vcpus,
+            manager,
+            control,
+            store,
+            console,
+            hotplug,
+            api,
+            board,
+            display: display.cloned(),
+        })
     }
 
     /// The main loop, then the end. How it ended, and the console's last lines.
@@ -347,6 +388,12 @@ impl Domain {
         self.machine.stop_vcpus();
         for vcpu in self.vcpus.drain(..) {
             let _ = vcpu.join();
+        }
+        if let Some(display) = &self.display {
+            display.disconnect();
+        }
+        if let Some(board) = &self.board {
+            board.finish();
         }
         self.hotplug.borrow_mut().finish(DRAIN);
         self.api.borrow_mut().finish();
@@ -477,6 +524,9 @@ struct Handler {
     hypercalls: Arc<Hypercalls>,
     hotplug: Rc<RefCell<Hotplug>>,
     groups: LimitGroups,
+    display: Option<Arc<Display>>,
+    /// Where VNC viewers connect.
+    viewers: Option<String>,
 }
 
 impl ApiHandler for Handler {
@@ -504,7 +554,12 @@ impl ApiHandler for Handler {
             "config": self.hotplug.borrow().config(),
             "devices": devices,
             "hypercalls": self.hypercalls.counters(),
+            "vnc": self.viewers,
         })
+    }
+
+    fn display(&self) -> Option<Arc<Display>> {
+        self.display.clone()
     }
 
     fn shutdown(&mut self, what: Shutdown) -> Result<(), String> {

@@ -9,6 +9,7 @@ use devices::chipset::{
     DEBUG_PORTS, DebugPort, FW_CFG_PORTS, FwCfg, HostBridge, InterruptRouter, IsaBridge, PIIX_DEVICE,
     POWER_FUNCTION, POWER_PORTS, Power, PowerConfig, PowerSwitch, SCI_IRQ, XEN_DEBUG_PORT,
 };
+use devices::ide::{self, Attachment, Ide, Identity, Place};
 use devices::memory::{PAGE_SIZE, SharedPages};
 use devices::pc::cmos::BootDevice;
 use devices::pc::i8042::Ps2Input;
@@ -67,6 +68,19 @@ pub struct BoardConfig<'a> {
     /// What is booted from, in this order.
     pub boot: Vec<BootDevice>,
 }
+
+/// A drive of the IDE controller.
+pub struct Drive {
+    /// Where it is.
+    pub place: Place,
+    /// What it is.
+    pub what: Attachment,
+    /// What it says of itself.
+    pub identity: Identity,
+}
+
+/// Function of the IDE controller, beside the ISA bridge.
+const IDE_FUNCTION: u8 = 1;
 
 struct Switch(Arc<StopSignal>);
 
@@ -142,6 +156,7 @@ impl Board {
     pub fn build(
         machine: &Arc<Machine>,
         config: &BoardConfig,
+        drives: Vec<Drive>,
         timers: &mut Timers,
     ) -> Result<Arc<Self>, MachineError> {
         let rom = load_firmware(machine, config.firmware)?;
@@ -158,6 +173,18 @@ impl Board {
         pci.add(PIIX_DEVICE, 0, Arc::clone(&bridge) as _);
         let lines = (&router, &switch);
         let legacy = legacy::build(machine, config, &mapper, lines, timers, &mut pci)?;
+        let mut ide = Ide::new(&machine.ram, ide::IRQS.map(|irq| router.isa(irq)));
+        for Drive { place, what, identity } in drives {
+            if !ide.attach(place, what, identity) {
+                return Err(failed(format!("two IDE drives at {place:?}")));
+            }
+        }
+        let ide = Arc::new(Mutex::new(ide));
+        let device: Shared = Arc::clone(&ide) as _;
+        for (base, len, region) in ide::PORTS {
+            mapper.ports.map(base, len, &device, region);
+        }
+        pci.add(PIIX_DEVICE, IDE_FUNCTION, ide);
         let power = if config.acpi {
             let power = PowerConfig {
                 sci: router.isa(SCI_IRQ),
@@ -192,6 +219,12 @@ impl Board {
         let board = Arc::new(Self { mapper, shadow, power, legacy });
         machine.set_exits(Arc::clone(&board) as _);
         Ok(board)
+    }
+
+    /// The machine does not run any more: lets go of the devices, which know each other, and so of the disks.
+    pub fn finish(&self) {
+        self.mapper.ports.clear();
+        self.mapper.memory.clear();
     }
 
     /// Somebody presses the power button. False: there is none, without power management.

@@ -13,7 +13,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 
-pub use board::{Board, BoardConfig};
+pub use board::{Board, BoardConfig, Drive};
 pub use timers::Timers;
 
 use super::{MachineError, msr};
