@@ -18,13 +18,16 @@ const GUEST_EXTRA_MODULES: [&str; 3] = ["xen-evtchn", "xen-gntdev", "xen-gntallo
 const L1_MODULES: [&str; 4] = ["kvm-amd", "tun", "bridge", "loop"];
 
 /// Package, file in it, file in the folder of tools.
-const TOOLS: [(&str, &str, &str); 6] = [
+const TOOLS: [(&str, &str, &str); 9] = [
     ("xenstore-utils", "usr/bin/xenstore-ls", "bin/xenstore-ls"),
     ("xenstore-utils", "usr/bin/xenstore-read", "bin/xenstore-read"),
     ("xen-utils-4.17", "usr/lib/xen-4.17/bin/test-xenstore", "bin/test-xenstore"),
     ("libxenstore4", "usr/lib/x86_64-linux-gnu/libxenstore.so.4", "lib/libxenstore.so.4"),
     ("libxentoolcore1", "usr/lib/x86_64-linux-gnu/libxentoolcore.so.1", "lib/libxentoolcore.so.1"),
     ("grub-xen-host", "usr/lib/grub-xen/grub-i386-xen_pvh.bin", "grub-pvh"),
+    ("seabios", "usr/share/seabios/bios-256k.bin", "bios.bin"),
+    ("seabios", "usr/share/seabios/vgabios-stdvga.bin", "vgabios.bin"),
+    ("grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-cdrom.iso", "grub.iso"),
 ];
 
 /// The list of modules that an image's init loads.
@@ -90,7 +93,7 @@ pub fn l1(cache: &Cache, label: &str) -> Result<PathBuf> {
 }
 
 /// Makes the folder of other programs that the tests use, with `bin` and `lib`: Xen's own clients of
-/// xenstore, and GRUB as a PVH guest (`grub-pvh`).
+/// xenstore, GRUB as a PVH guest (`grub-pvh`) and on a CD-ROM, and the firmware of a PC.
 pub fn tools(cache: &Cache) -> Result<PathBuf> {
     let folder = cache.path("tools");
     build_once(&folder, &format!("{TOOLS:?}"), || {

@@ -17,6 +17,7 @@ pub mod isolation;
 mod life;
 pub mod net;
 pub mod network;
+mod pc;
 mod refusals;
 mod storage;
 mod xenstore;
@@ -124,6 +125,7 @@ const TESTS: &[Test] = &[
     Test::new("much-memory", SMALL, boot::much_memory).single(),
     Test::new("eight-interfaces", SMALL, boot::eight_interfaces).single(),
     Test::new("grub", SMALL, boot::grub).single(),
+    Test::new("pc-grub", SMALL, pc::grub).single(),
     Test::new("again-and-again", SMALL, boot::again_and_again).full_only().limit(3000),
     Test::new("formats", SMALL, boot::formats).single().full_only().limit(3000),
     Test::new("refusals", SMALL, refusals::refusals).single(),
