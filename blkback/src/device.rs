@@ -145,6 +145,11 @@ impl BlockDevice {
     /// A disk that waits for its frontend.
     pub fn new(config: DiskConfig, backing: impl Into<Backing>) -> Self {
         let disk = Arc::new(Disk::new(&config, backing));
+        Self::of(config, disk)
+    }
+
+    /// The PV half of a disk that an emulated drive shows as well: both have one storage, opened once.
+    pub fn of(config: DiskConfig, disk: Arc<Disk>) -> Self {
         Self { config, disk, connection: None, told: AtomicBool::new(false) }
     }
 

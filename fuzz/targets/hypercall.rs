@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 use xvmm::boot::{MemmapEntry, MemmapKind};
 use xvmm::hypercall::{
-    Call, DomainFacts, Errno, HvmParams, Hypercalls, OverlayPage, Platform, StopReason, Translate,
+    Call, Callback, CallbackPin, DomainFacts, Errno, HvmParams, Hypercalls, OverlayPage, Platform, StopReason, Translate,
     VcpuSetting,
 };
 use xvmm_fuzz::Input;
@@ -61,8 +61,13 @@ impl Platform for Machine {
         gfn.0 < PAGES
     }
     fn set_long_mode(&self, _on: bool) {}
-    fn set_callback_vector(&self, vector: u8) -> Result<(), Errno> {
-        assert!(vector == 0 || vector >= 16, "{vector}");
+    fn set_callback(&self, callback: Callback) -> Result<(), Errno> {
+        match callback {
+            Callback::None => {}
+            Callback::Vector(vector) => assert!(vector >= 16, "{vector}"),
+            Callback::Pin(CallbackPin::Gsi(gsi)) => assert!(gsi > 0 && gsi < 24, "{gsi}"),
+            Callback::Pin(CallbackPin::Pci { device, pin }) => assert!(device < 32 && pin < 4),
+        }
         Ok(())
     }
     fn set_runstate_update_flag(&self, _on: bool) -> Result<(), Errno> {

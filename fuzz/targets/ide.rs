@@ -61,7 +61,7 @@ fuzz_target!(|data: &[u8]| {
             }
             15 if tag == 0xff => {
                 rig.serve();
-                rig.ide.unplug_disks();
+                rig.ide.unplug_disks(None);
             }
             _ if served < MAX_SERVED => {
                 served += u32::from(rig.disk.serve()) + u32::from(rig.disc.serve());

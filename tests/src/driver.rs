@@ -12,7 +12,7 @@ use crate::cases::{self, Case, HostKind};
 use crate::nested::{self, Host, Running};
 use crate::packages::Cache;
 use crate::storage::{self, Storage};
-use crate::{Result, fail, formats, images, kvm, network};
+use crate::{Result, fail, formats, images, kvm, network, pc};
 
 /// Time in which L1 must be ready for its first test.
 const START_LIMIT: Duration = Duration::from_secs(600);
@@ -106,6 +106,7 @@ pub fn prepare() -> Result<ExitCode> {
     images::guests(&cache)?;
     images::tools(&cache)?;
     formats::build(&cache)?;
+    pc::build(&cache)?;
     storage::build(&cache, "6.12")?;
     network::KIT.build(&cache, "6.12")?;
     for (label, _) in images::GUEST_KERNELS {
@@ -294,6 +295,7 @@ struct Material {
     cache: Cache,
     tools: PathBuf,
     formats: Option<PathBuf>,
+    pc: Option<PathBuf>,
     storage: Option<Storage>,
     network: Option<PathBuf>,
     /// Label of the nested host's kernel.
@@ -307,6 +309,8 @@ impl Material {
         let tools = images::tools(&cache)?;
         let formats = cases.iter().any(|case| case.test.name == "formats");
         let formats = if formats { Some(formats::build(&cache)?) } else { None };
+        let pc = cases.iter().any(|case| case.test.name.starts_with("pc-pvhvm"));
+        let pc = if pc { Some(pc::build(&cache)?) } else { None };
         let needs = |kind| cases.iter().any(|case| case.test.host == kind);
         let kernel = if needs(HostKind::WithoutXen) { "6.1" } else { "6.12" };
         let storage = if needs(HostKind::Storage) { Some(storage::build(&cache, kernel)?) } else { None };
@@ -314,7 +318,7 @@ impl Material {
         if place == Place::Nested {
             images::l1(&cache, kernel)?;
         }
-        Ok(Material { cache, tools, formats, storage, network, kernel })
+        Ok(Material { cache, tools, formats, pc, storage, network, kernel })
     }
 }
 
@@ -391,6 +395,9 @@ impl Station {
                 host.take(&material.tools, "/tests/tools")?;
                 if let Some(formats) = &material.formats {
                     host.take(formats, "/tests/formats")?;
+                }
+                if let Some(pc) = &material.pc {
+                    host.take(pc, "/tests/pc")?;
                 }
                 if let Some(storage) = &material.storage {
                     host.archives.push(storage.archive.clone());

@@ -24,6 +24,8 @@ pub struct Spec {
     folder: PathBuf,
     name: Option<String>,
     kernel: PathBuf,
+    /// Firmware of machine and screen, in place of the kernel.
+    firmware: Option<[PathBuf; 2]>,
     initrd: Option<PathBuf>,
     memory: String,
     vcpus: usize,
@@ -40,6 +42,7 @@ impl Spec {
             folder: folder.to_owned(),
             name: None,
             kernel: material.join("vmlinuz"),
+            firmware: None,
             initrd: Some(material.join("initrd")),
             memory: "256M".to_owned(),
             vcpus,
@@ -85,6 +88,12 @@ impl Spec {
     /// Sets `--kernel`.
     pub fn kernel(mut self, kernel: impl Into<PathBuf>) -> Spec {
         self.kernel = kernel.into();
+        self
+    }
+
+    /// A PC (`--hvm`) that starts this firmware of machine and screen in place of a kernel.
+    pub fn firmware(mut self, bios: &Path, vgabios: &Path) -> Spec {
+        self.firmware = Some([bios.to_owned(), vgabios.to_owned()]);
         self
     }
 
@@ -163,11 +172,15 @@ impl Spec {
     /// The command that starts xvmm.
     pub fn command(&self) -> Command {
         let mut command = xvmm(&self.folder);
-        command.arg("--kernel").arg(&self.kernel);
-        if let Some(initrd) = &self.initrd {
-            command.arg("--initrd").arg(initrd);
+        if let Some([bios, vgabios]) = &self.firmware {
+            command.arg("--hvm").arg("--bios").arg(bios).arg("--vgabios").arg(vgabios);
+        } else {
+            command.arg("--kernel").arg(&self.kernel);
+            if let Some(initrd) = &self.initrd {
+                command.arg("--initrd").arg(initrd);
+            }
+            command.args(["--cmdline", &self.command_line]);
         }
-        command.args(["--cmdline", &self.command_line]);
         command.args(["--memory", &self.memory, "--vcpus", &self.vcpus.to_string()]);
         if let Some(name) = &self.name {
             command.args(["--name", name]);

@@ -61,8 +61,15 @@ impl InterruptRouter {
         if (device, pin) == (PIIX_DEVICE, 0) {
             return self.isa(SCI_IRQ);
         }
-        let pirq = usize::from(device) + usize::from(pin) + PIRQS - 1;
-        self.line(Wire::Pirq(pirq % PIRQS))
+        self.line(Wire::Pirq(pirq_of(device, pin)))
+    }
+
+    /// The input that the pin of a PCI device leads to now, with the numbers of [`InterruptRouter::pci`].
+    pub fn input_of(&self, device: u8, pin: u8) -> Option<u8> {
+        if (device, pin) == (PIIX_DEVICE, 0) {
+            return Some(SCI_IRQ);
+        }
+        *self.lock().routes.get(pirq_of(device, pin))?
     }
 
     fn line(self: &Arc<Self>, wire: Wire) -> Arc<dyn IrqLine> {
@@ -107,6 +114,18 @@ impl InterruptRouter {
                 input.set(now);
             }
         }
+    }
+}
+
+/// The PIRQ that a pin is wired to.
+fn pirq_of(device: u8, pin: u8) -> usize {
+    (usize::from(device) + usize::from(pin) + PIRQS - 1) % PIRQS
+}
+
+impl Drop for Line {
+    /// A device that is gone does not interrupt.
+    fn drop(&mut self) {
+        self.set(false);
     }
 }
 
@@ -167,8 +186,9 @@ mod tests {
         let (router, log) = router();
         let line = router.pci(4, 3);
         line.set(true);
-        assert_eq!(taken(&log), []);
+        assert_eq!((taken(&log), router.input_of(4, 3)), (vec![], None));
         router.route(2, Some(5));
+        assert_eq!((router.input_of(4, 3), router.input_of(1, 0), router.input_of(3, 1)), (Some(5), Some(9), None));
         assert_eq!(taken(&log), [(5, true)]);
         router.route(2, Some(10));
         assert_eq!(taken(&log), [(5, false), (10, true)]);
@@ -176,6 +196,15 @@ mod tests {
         assert_eq!(taken(&log), [(10, false)]);
         router.route(4, Some(3));
         assert_eq!(taken(&log), []);
+    }
+
+    #[test]
+    fn a_line_whose_device_is_gone_is_low() {
+        let (router, log) = router();
+        let line = router.isa(7);
+        line.set(true);
+        drop(line);
+        assert_eq!(taken(&log), [(7, true), (7, false)]);
     }
 
     #[test]

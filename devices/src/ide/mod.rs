@@ -144,12 +144,13 @@ impl Ide {
         drive.is_packet().then_some(drive.atapi.tray_open)
     }
 
-    /// Takes all hard disks away, for a guest that goes on with PV drivers. CD-ROM drives stay. What is under way is
-    /// done or dropped first; a later request of the guest finds no drive.
-    pub fn unplug_disks(&mut self) {
-        for channel in &self.channels {
+    /// Takes all hard disks away, or all but the one at `keep`, for a guest that goes on with PV drivers. CD-ROM drives
+    /// stay. What is under way is done or dropped first; a later request of the guest finds no drive.
+    pub fn unplug_disks(&mut self, keep: Option<Place>) {
+        for (number, channel) in self.channels.iter().enumerate() {
             let mut channel = quiet(lock(channel));
-            let disk = |drive: &Drive| !drive.is_packet();
+            let kept = |drive: &Drive| keep.is_some_and(|place| (place.channel, place.unit) == (number, drive.unit));
+            let disk = |drive: &Drive| !drive.is_packet() && !kept(drive);
             let gone: Vec<Drive> =
                 channel.drives.iter_mut().filter_map(|drive| drive.take_if(|drive| disk(drive))).collect();
             channel.settle();

@@ -60,6 +60,14 @@ impl PciBus {
         free
     }
 
+    /// Takes the function away: its registers do not answer any more, and its interrupt line is low. False: there is none.
+    pub fn remove(&mut self, device: u8, number: u8) -> bool {
+        let Some(mut slot) = self.slots.remove(&(device << 3 | number & 7)) else { return false };
+        slot.function.lock().unwrap_or_else(PoisonError::into_inner).reset();
+        slot.remap(&*self.mapper);
+        true
+    }
+
     /// Device and function number of each function, and its interrupt pin (0 to 3).
     pub fn pins(&self) -> impl Iterator<Item = (u8, u8, u8)> + '_ {
         self.slots.iter().filter_map(|(place, slot)| {
@@ -224,5 +232,20 @@ mod tests {
         assert_eq!(at(&mapper), [(false, 0xfebc_0000), (true, 0xfdbc_0000)]);
         bus.reset();
         assert_eq!(at(&mapper), [(false, 0xfdbc_0000)]);
+    }
+
+    #[test]
+    fn a_function_that_is_taken_away_does_not_answer() {
+        let mapper = Arc::new(Mapper::default());
+        let mut bus = PciBus::new(Arc::clone(&mapper) as _);
+        let config = Config::new(0x8086, 0x100e, 0x020000, 3).bar(0, BarKind::Memory, 0x20000);
+        let card = Arc::new(Mutex::new(Card(config)));
+        assert!(bus.add(3, 0, Arc::clone(&card) as _));
+        write(&mut bus, 3, 0x10, &0xfebc_0000u32.to_le_bytes());
+        write(&mut bus, 3, 4, &[2]);
+        assert!(bus.remove(3, 0) && !bus.remove(3, 0) && !bus.remove(2, 0));
+        assert_eq!(*mapper.0.lock().unwrap(), [(true, 0xfebc_0000), (false, 0xfebc_0000)]);
+        assert_eq!(read(&mut bus, ENABLE | 3 << 11, 4), 0xffff_ffff);
+        assert_eq!(Arc::strong_count(&card), 1);
     }
 }

@@ -3,6 +3,7 @@
 pub mod console;
 pub mod event_channel;
 pub mod grant_table;
+pub mod platform;
 pub mod shared_ring;
 pub mod types;
 pub mod xenbus;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::vdev::VdevKind;
 use super::{ConfigError, DiskSpec, DomainConfig, Problem, Vdev};
 
 /// The firmware of Debian's package seabios.
@@ -44,16 +45,16 @@ impl Default for HvmConfig {
 }
 
 impl HvmConfig {
-    /// Names disks without a name `hda` to `hdd`, as long as there are such names.
+    /// Names disks without a name `hda` to `hdd`, as long as there are such names, and then from `xvde` on.
     pub fn name_disks(specs: &mut [DiskSpec]) {
-        let mut free: Vec<Vdev> = ["hda", "hdb", "hdc", "hdd"]
-            .iter()
-            .filter_map(|name| name.parse().ok())
-            .filter(|name| specs.iter().all(|spec| spec.vdev.is_none_or(|other| !other.overlaps(*name))))
-            .rev()
-            .collect();
+        let used: Vec<Vdev> = specs.iter().filter_map(|spec| spec.vdev).collect();
+        let drives = ["hda", "hdb", "hdc", "hdd"].iter().filter_map(|name| name.parse().ok());
+        let others = (IDE_DRIVES..).map_while(Vdev::xvd);
+        let mut free = drives
+            .chain(others)
+            .filter(|name| used.iter().all(|other| !other.overlaps(*name) && !is_one_disk(*other, *name)));
         for spec in specs.iter_mut().filter(|spec| spec.vdev.is_none()) {
-            spec.vdev = free.pop();
+            spec.vdev = free.next();
         }
     }
 
@@ -80,11 +81,30 @@ impl HvmConfig {
                 "not an order of c (disk), d (CD-ROM) and n (network); write dc, say",
             );
         }
+        for (index, disk) in config.disks.iter().enumerate() {
+            let same = config.disks.iter().skip(index + 1).find(|other| is_one_disk(disk.vdev, other.vdev));
+            if let Some(other) = same.filter(|other| !disk.cdrom && !other.cdrom) {
+                let problem = format!(
+                    "the guest's drivers show {} under the same name; give one of them another one",
+                    disk.vdev
+                );
+                return fail("--disk", &other.vdev.to_string(), &problem);
+            }
+        }
         if !self.apic && config.vcpus > 1 {
             return fail("--apic", "off", "without APICs there is one vCPU; leave out --vcpus or --apic off");
         }
         Ok(())
     }
+}
+
+/// Drives of the IDE controller.
+const IDE_DRIVES: u32 = 4;
+
+/// Whether the names are an IDE drive and the disk that its PV half is in the guest: `hda` becomes `xvda`.
+fn is_one_disk(one: Vdev, other: Vdev) -> bool {
+    let kinds = [one.kind(), other.kind()];
+    kinds.contains(&VdevKind::Hd) && kinds.contains(&VdevKind::Xvd) && one.disk() == other.disk()
 }
 
 /// What `--acpi` and `--apic` take.
@@ -113,7 +133,7 @@ mod tests {
             disks.iter().map(|disk| disk.vdev.to_string()).collect::<Vec<_>>().join(" ")
         };
         assert_eq!(names(&["a", "vdev=hdc,devtype=cdrom,target=c"]), "hda hdc");
-        assert_eq!(names(&["a", "b,,hda", "c,,xvdb", "d", "e", "f"]), "hdb hda xvdb hdc hdd xvda");
+        assert_eq!(names(&["a", "b,,hda", "c,,xvdb", "d", "e", "f"]), "hdc hda xvdb hdd xvde xvdf");
     }
 
     #[test]
@@ -130,6 +150,19 @@ mod tests {
         assert!(
             guest(HvmConfig::default(), 1, "/k").unwrap_err().starts_with("--kernel /k: an HVM guest starts")
         );
+    }
+
+    #[test]
+    fn two_disks_that_drivers_call_alike_are_told() {
+        let check = |specs: &[&str]| {
+            let specs = specs.iter().map(|spec| DiskSpec::parse(spec).unwrap()).collect();
+            let disks = DiskSpec::assign(specs).unwrap();
+            let config = DomainConfig { hvm: Some(HvmConfig::default()), disks, ..DomainConfig::default() };
+            config.validate().map_err(|error| error.to_string())
+        };
+        let expected = "--disk xvda: the guest's drivers show hda under the same name; give one of them another one";
+        assert_eq!(check(&["/a,,hda", "/b,,xvda"]).unwrap_err(), expected);
+        assert!(check(&["/a,,hdb", "/b,,xvda"]).is_ok() && check(&["/a,,hdc,cdrom", "/b,,xvdc"]).is_ok());
     }
 
     #[test]

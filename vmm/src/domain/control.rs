@@ -135,13 +135,14 @@ impl Control {
         if self.asked { self.end(Ending::Forced) } else { self.ask("poweroff", None) }
     }
 
-    /// Asks the guest through xenstore and by the power button, and gives it until the timeout.
+    /// Asks the guest through xenstore, and by the power button if nobody listens there, and gives it until the timeout.
     fn ask(&mut self, what: &'static str, timeout: Option<Duration>) {
         self.asked = true;
         let timeout = timeout.unwrap_or(self.timeout);
         tracing::info!(what, ?timeout, "asking the guest to shut down");
         self.store.borrow_mut().request_shutdown(what);
-        if let (Some(board), "poweroff") = (&self.board, what) {
+        let listens = self.store.borrow().listens();
+        if let (Some(board), "poweroff", false) = (&self.board, what, listens) {
             board.press_power_button();
         }
         if timeout.is_zero() {

@@ -113,15 +113,16 @@ pub(super) fn ide_place(disk: &DiskConfig) -> Option<Place> {
     Place::of_hd(disk.vdev.disk()).filter(|_| whole)
 }
 
-/// The disk as an IDE drive. A CD-ROM drive may be empty.
+/// The disk as an IDE drive, and what its PV half shares with it. A CD-ROM drive may be empty.
 pub(super) fn ide_drive(
     place: Place,
     disk: &DiskConfig,
-    shown: blkback::DiskConfig,
+    shown: &blkback::DiskConfig,
     image: Option<Backing>,
-) -> Result<Drive, Failure> {
-    let medium = image.map(|image| {
-        let medium = DiskMedium::new(Arc::new(Disk::new(&shown, image)));
+) -> Result<(Drive, Option<Arc<Disk>>), Failure> {
+    let shared = image.map(|image| Arc::new(Disk::new(shown, image)));
+    let medium = shared.clone().map(|shared| {
+        let medium = DiskMedium::new(shared);
         let medium = medium.map_err(|error| {
             Failure::new(ExitStatus::HostError, format!("no thread for the drive {}: {error}", disk.vdev))
         });
@@ -137,7 +138,9 @@ pub(super) fn ide_drive(
     };
     let serial = format!("XV{:05}", disk.vdev.virtual_device());
     let firmware = env!("CARGO_PKG_VERSION").to_owned();
-    Ok(Drive { place, what, identity: Identity { model: model.to_owned(), serial, firmware } })
+    let identity = Identity { model: model.to_owned(), serial, firmware };
+    // A guest keeps its CD-ROM drives: they are not unplugged.
+    Ok((Drive { place, what, identity }, shared.filter(|_| !disk.cdrom)))
 }
 
 /// The name of the image format whose mark a file has, where it is one that is often given as raw by mistake.

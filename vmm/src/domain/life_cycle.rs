@@ -257,7 +257,13 @@ impl Domain {
             if config.hvm.is_some()
                 && let Some(place) = disks::ide_place(disk)
             {
-                drives.push(disks::ide_drive(place, disk, shown, image)?);
+                let (drive, shared) = disks::ide_drive(place, disk, &shown, image)?;
+                drives.push(drive);
+                // The PV half is there from the start, as with Xen's toolstack: drivers unplug the other one first.
+                if let Some(shared) = shared.filter(|_| machine.has_xen()) {
+                    let added = store.add(Box::new(BlockDevice::of(shown, shared)));
+                    added.map_err(|e| Failure::new(ExitStatus::SameVdev, e))?;
+                }
                 continue;
             }
             let Some(image) = image else { continue };
@@ -357,6 +363,9 @@ impl Domain {
         ];
         for subscriber in subscribers {
             manager.add_subscriber(subscriber);
+        }
+        if let Some(events) = machine.line_events() {
+            manager.add_subscriber(Rc::new(RefCell::new(events)));
         }
         let vcpus = machine.start(entry.as_ref(), &hypercalls)?;
         tracing::info!(%domid, name = folder.name(), "the guest runs");

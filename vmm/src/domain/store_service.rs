@@ -158,6 +158,12 @@ impl StoreService {
         self.pump();
     }
 
+    /// Whether the guest has PV drivers that power it off when it is asked to.
+    pub(super) fn listens(&self) -> bool {
+        let path = format!("/local/domain/{}/control/feature-poweroff", self.domid);
+        self.store.read_str(&path).is_some_and(|value| value == "1")
+    }
+
     /// Stops all backends; [`StoreService::all_stopped`] tells when they have.
     pub(super) fn stop_all(&mut self) {
         self.xenbus.stop_all();

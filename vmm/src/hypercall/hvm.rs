@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{Errno, GuestCopy, Hypercalls, Reply, VcpuSetting};
+use super::{Callback, CallbackPin, Errno, GuestCopy, Hypercalls, Reply, VcpuSetting};
 
 /// Parameters that exist (HVM_NR_PARAMS).
 const NR_PARAMS: usize = 39;
@@ -81,6 +81,25 @@ struct MemType {
 const HVMMEM_RAM_RW: u16 = 0;
 const HVMMEM_MMIO_DM: u16 = 2;
 
+/// Pins of the interrupt controllers.
+const GSIS: u8 = 24;
+
+/// What a value of HVM_PARAM_CALLBACK_IRQ means (xen/include/public/hvm/params.h): its type is in bits 63:56. Linux sets
+/// "GSI 1" after it chose vectors for each vCPU, only to show that it listens; such a vector counts more than a pin.
+fn callback(value: u64) -> Result<Callback, Errno> {
+    let low = (value & 0xff) as u8;
+    match value >> 56 {
+        0 if low == 0 => Ok(Callback::None),
+        0 if low < GSIS => Ok(Callback::Pin(CallbackPin::Gsi(low))),
+        // Device and function in bits 15:8, of which the interrupt's wiring knows the device; the pin in bits 1:0.
+        1 => Ok(Callback::Pin(CallbackPin::Pci { device: (value >> 11 & 31) as u8, pin: low & 3 })),
+        2 if low == 0 => Ok(Callback::None),
+        2 if low >= FIRST_VECTOR => Ok(Callback::Vector(low)),
+        0 | 2 => Err(Errno::INVAL),
+        _ => Ok(Callback::None),
+    }
+}
+
 impl Hypercalls {
     pub(super) fn hvm_op(&self, op: u64, arg: u64, copy: &GuestCopy<'_>) -> Reply {
         match op {
@@ -111,7 +130,8 @@ impl Hypercalls {
                 }
                 self.platform.set_vcpu(a.vcpu, VcpuSetting::UpcallVector(a.vector)).map(|()| 0)
             }
-            // 9 pagetable_dying and all others.
+            // pagetable_dying: nobody keeps copies of page tables here, so there is nothing to be told.
+            9 => Err(Errno::NOSYS),
             _ => Err(self.unknown("hvm_op", op)),
         }
     }
@@ -120,14 +140,8 @@ impl Hypercalls {
         self.require_self(a.domid)?;
         match a.index as usize {
             CALLBACK_IRQ => {
-                self.platform.set_long_mode(long_mode);
-                // Type in bits 63:56; 0 is a GSI and 1 a PCI interrupt, neither of which a PVH guest has. Linux
-                // sets "GSI 1" after it chose per-vCPU vectors, only to show that it uses upcalls: nothing to do.
-                let vector = if a.value >> 56 == 2 { (a.value & 0xff) as u8 } else { 0 };
-                if vector != 0 && vector < FIRST_VECTOR {
-                    return Err(Errno::INVAL);
-                }
-                self.platform.set_callback_vector(vector)?;
+                self.set_long_mode(long_mode);
+                self.platform.set_callback(callback(a.value)?)?;
                 self.params.set(CALLBACK_IRQ, a.value);
                 Ok(0)
             }

@@ -72,6 +72,18 @@ struct Reservation {
     pad: [u16; 3],
 }
 
+/// The same, 32-bit: extents @0, nr_extents @4, order @8, flags @12, domid @16.
+#[derive(FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct Reservation32 {
+    extents: u32,
+    nr_extents: u32,
+    order: u32,
+    flags: u32,
+    domid: u16,
+    pad: u16,
+}
+
 /// An e820 entry, 20 bytes.
 #[derive(FromBytes, IntoBytes, Immutable)]
 #[repr(C, packed)]
@@ -123,7 +135,7 @@ impl Hypercalls {
         }
         let page = match a.space {
             SPACE_SHARED_INFO if a.index == 0 => {
-                self.platform.set_long_mode(long_mode);
+                self.set_long_mode(long_mode);
                 OverlayPage::SharedInfo
             }
             SPACE_GRANT_TABLE => {
@@ -196,10 +208,20 @@ impl Hypercalls {
     }
 
     fn reservation(&self, arg: u64, copy: &GuestCopy<'_>) -> Result<Reservation, Errno> {
-        if !copy.long_mode {
-            return Err(Errno::NOSYS);
-        }
-        let a: Reservation = copy.get(arg)?;
+        let a: Reservation = if copy.long_mode {
+            copy.get(arg)?
+        } else {
+            let a: Reservation32 = copy.get(arg)?;
+            let Reservation32 { extents, nr_extents, order, flags, domid, .. } = a;
+            Reservation {
+                extents: extents.into(),
+                nr_extents: nr_extents.into(),
+                order,
+                flags,
+                domid,
+                pad: [0; 3],
+            }
+        };
         self.require_self(a.domid)?;
         if a.order != 0 {
             return Err(Errno::INVAL);

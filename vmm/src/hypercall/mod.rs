@@ -87,6 +87,31 @@ pub enum VcpuSetting {
     Block,
 }
 
+/// A pin of the interrupt controllers that tells vCPU 0 of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallbackPin {
+    /// A global interrupt, below 24.
+    Gsi(u8),
+    /// What a pin (0 to 3: INTA# to INTD#) of a PCI device (0 to 31) leads to.
+    Pci {
+        /// The device.
+        device: u8,
+        /// The pin.
+        pin: u8,
+    },
+}
+
+/// How a guest wants to learn of events (HVM_PARAM_CALLBACK_IRQ).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Callback {
+    /// It does not.
+    None,
+    /// By this vector, on any vCPU.
+    Vector(u8),
+    /// By this pin, vCPU 0 alone.
+    Pin(CallbackPin),
+}
+
 /// What hypercalls do to the machine.
 pub trait Platform: Send + Sync {
     /// Shows `page` at `gfn`, instead of where it was before.
@@ -97,8 +122,8 @@ pub trait Platform: Send + Sync {
     fn discard(&self, gfn: Gfn) -> bool;
     /// The layout of shared structures: 64-bit or 32-bit.
     fn set_long_mode(&self, on: bool);
-    /// The vector for vCPUs without one of their own; 0: none.
-    fn set_callback_vector(&self, vector: u8) -> Result<(), Errno>;
+    /// How vCPUs without a vector of their own learn of events.
+    fn set_callback(&self, callback: Callback) -> Result<(), Errno>;
     /// Whether KVM marks updates of runstate areas.
     fn set_runstate_update_flag(&self, on: bool) -> Result<(), Errno>;
     /// Applies a setting to vCPU `id` before it runs guest code again.
@@ -269,6 +294,12 @@ impl Hypercalls {
         map.insert("unknown".to_owned(), self.counters.unknown.load(Relaxed));
         map.insert("total".to_owned(), total);
         map
+    }
+
+    /// The layout of structures that the guest has chosen by the mode in which it sets them up.
+    fn set_long_mode(&self, on: bool) {
+        self.events.set_long_mode(on);
+        self.platform.set_long_mode(on);
     }
 
     fn is_self(&self, domid: u16) -> bool {

@@ -26,7 +26,7 @@ enum Did {
     RemoveOverlay(Gfn),
     Discard(Gfn),
     LongMode(bool),
-    CallbackVector(u8),
+    Callback(Callback),
     RunstateFlag(bool),
     Vcpu(u32, VcpuSetting),
     Stop(StopReason),
@@ -61,8 +61,8 @@ impl Platform for Recorder {
     fn set_long_mode(&self, on: bool) {
         self.note(Did::LongMode(on));
     }
-    fn set_callback_vector(&self, vector: u8) -> Result<(), Errno> {
-        self.note(Did::CallbackVector(vector));
+    fn set_callback(&self, callback: Callback) -> Result<(), Errno> {
+        self.note(Did::Callback(callback));
         Ok(())
     }
     fn set_runstate_update_flag(&self, on: bool) -> Result<(), Errno> {
@@ -271,6 +271,17 @@ fn the_balloon_gives_back_ram_and_stops_at_what_is_none() {
 }
 
 #[test]
+fn the_balloon_takes_the_32_bit_layout() {
+    let mut b = Bench::new();
+    b.long_mode = false;
+    b.put(0x4000, &bytes![u32 4, u32 5, u32 99, u32 6]);
+    let reservation = bytes![u32 0x4000, u32 4, u32 0, u32 0, u16 SELF, u16 0];
+    assert_eq!((b.call_with(12, 1, &reservation), b.call_with(12, 6, &reservation)), (2, 2));
+    let foreign = bytes![u32 0x4000, u32 4, u32 0, u32 0, u16 OTHER, u16 0];
+    assert_eq!(b.call_with(12, 1, &foreign), errno(libc::EPERM));
+}
+
+#[test]
 fn a_balloon_call_does_a_bounded_piece() {
     let b = Bench::new();
     // All extents are frame 0: RAM.
@@ -314,23 +325,38 @@ fn rings_are_found_by_parameters_that_the_guest_cannot_change() {
 }
 
 #[test]
-fn the_callback_is_a_vector_or_nothing() {
+fn the_callback_is_a_vector_or_a_pin() {
     let b = Bench::new();
     let set = |value: u64| b.call_with(34, 0, &bytes![u16 SELF, u16 0, u32 0, u64 value]);
-    assert_eq!(set(2 << 56 | 0xf3), 0);
-    // "GSI 1", which Linux sets after it chose per-vCPU vectors, must not touch the keyboard's line.
-    assert_eq!(set(1), 0);
-    assert_eq!(set(2 << 56 | 8), errno(libc::EINVAL));
-    assert_eq!(
-        b.did(),
-        [
-            Did::LongMode(true),
-            Did::CallbackVector(0xf3),
-            Did::LongMode(true),
-            Did::CallbackVector(0),
-            Did::LongMode(true),
-        ]
-    );
+    let pci = |device, pin| Callback::Pin(CallbackPin::Pci { device, pin });
+    let table = [
+        (2 << 56 | 0xf3, Callback::Vector(0xf3)),
+        (2 << 56 | 0x10, Callback::Vector(0x10)),
+        (2 << 56, Callback::None),
+        (0, Callback::None),
+        (1, Callback::Pin(CallbackPin::Gsi(1))),
+        (23, Callback::Pin(CallbackPin::Gsi(23))),
+        // Domain, bus and function play no part.
+        (1 << 56 | 3 << 11, pci(3, 0)),
+        (1 << 56 | 7 << 32 | 2 << 16 | 31 << 11 | 5 << 8 | 3, pci(31, 3)),
+        (3 << 56 | 0xf3, Callback::None),
+    ];
+    for (value, expected) in table {
+        assert_eq!(set(value), 0, "{value:#x}");
+        assert_eq!(b.did(), [Did::LongMode(true), Did::Callback(expected)], "{value:#x}");
+        assert_eq!(b.call_with(34, 1, &bytes![u16 SELF, u16 0, u32 0, u64 9]), 0);
+        assert_eq!(b.get(ARG + 8, 8), u64::to_le_bytes(value));
+    }
+    for value in [2 << 56 | 8, 24, 255] {
+        assert_eq!(set(value), errno(libc::EINVAL), "{value:#x}");
+    }
+}
+
+#[test]
+fn nobody_need_tell_that_page_tables_die() {
+    let b = Bench::new();
+    assert_eq!(b.call_with(34, 9, &bytes![u16 SELF, u16 0, u32 0, u64 0]), errno(libc::ENOSYS));
+    assert_eq!(b.hypercalls.counters()["unknown"], 0);
 }
 
 #[test]

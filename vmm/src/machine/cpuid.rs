@@ -3,7 +3,7 @@
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 
-use super::{MachineError, XEN_VERSION};
+use super::{MachineError, XEN_VERSION, apicv};
 
 /// First leaf of the hypervisor range. Linux takes the hypervisor with the highest base, so nothing may stand
 /// above it.
@@ -32,6 +32,8 @@ pub(super) struct CpuidTemplate {
     vcpus: u32,
     apic: bool,
     xen: bool,
+    /// Flags of Xen's leaf 4.
+    flags: u32,
 }
 
 fn leaf(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
@@ -44,7 +46,11 @@ impl CpuidTemplate {
     pub(super) fn new(kvm: &Kvm, vcpus: u32, apic: bool, xen: bool) -> Result<Self, MachineError> {
         let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(MachineError::kvm("CPUID"))?;
         let entries = supported.as_slice().iter().filter(|e| e.function >> 28 != 4).copied().collect();
-        Ok(Self { entries, vcpus, apic, xen })
+        let mut flags = LEAF4_VCPU_ID | LEAF4_DOMID;
+        if apic {
+            flags |= LEAF4_UPCALL_VECTOR | apicv::flags();
+        }
+        Ok(Self { entries, vcpus, apic, xen, flags })
     }
 
     /// Leaf 1, as far as tables repeat it.
@@ -121,8 +127,7 @@ impl CpuidTemplate {
         // KVM fills in the scale (index 1) and the host's frequency (index 2).
         entries.push(time_flag(1, [0; 4]));
         entries.push(time_flag(2, [tsc_khz, 0, 0, 0]));
-        let flags = LEAF4_VCPU_ID | LEAF4_DOMID | LEAF4_UPCALL_VECTOR;
-        entries.push(leaf(XEN_BASE + 4, 0, [flags, id, u32::from(domid), 0]));
+        entries.push(leaf(XEN_BASE + 4, 0, [self.flags, id, u32::from(domid), 0]));
         CpuId::from_entries(&entries).map_err(|_| MachineError::Cpuid(entries.len()))
     }
 }

@@ -114,11 +114,12 @@ pub(super) fn deassign(vm: &impl AsRawFd, send_port: u32) -> io::Result<()> {
     set_evtchn(vm, send_port, 0, KVM_XEN_EVTCHN_DEASSIGN, Default::default())
 }
 
-/// Sets `port` pending and raises the upcall of `vcpu` unless the port is masked.
-pub(super) fn send(vm: &impl AsRawFd, port: u32, vcpu: u32) -> io::Result<()> {
+/// Sets `port` pending and raises the upcall of `vcpu` unless the port is masked. True: it was neither masked nor pending.
+pub(super) fn send(vm: &impl AsRawFd, port: u32, vcpu: u32) -> io::Result<bool> {
     let event = kvm_irq_routing_xen_evtchn { port, vcpu, priority: PRIORITY_2LEVEL };
     // SAFETY: as in configure().
-    check(unsafe { ioctl_with_ref(vm, KVM_XEN_HVM_EVTCHN_SEND(), &event) })
+    let result = unsafe { ioctl_with_ref(vm, KVM_XEN_HVM_EVTCHN_SEND(), &event) };
+    check(result).map(|()| result > 0)
 }
 
 /// The route of the global interrupt `gsi` to the event channel `port`, at `vcpu`.

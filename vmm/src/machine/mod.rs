@@ -1,6 +1,8 @@
 //! The machine: memory, vCPU threads, CPUID and interrupts. All KVM calls live here.
 
+mod apicv;
 mod cpuid;
+mod delivery;
 mod kvm_xen;
 mod memory;
 mod msr;
@@ -8,29 +10,30 @@ pub mod pc;
 mod pvh;
 mod vcpu;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use devices::memory::{GuestRam, SharedPages};
-use devices::xen::event_channel::{EventDelivery, SendTarget};
+use devices::xen::event_channel::EventDelivery;
 use devices::xen::grant_table::GrantTable;
-use devices::xen::{DomId, Gfn, Port};
+use devices::xen::{DomId, Gfn};
 use kvm_bindings::{
     KVM_CAP_XEN_HVM, KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL, KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
     KVM_XEN_HVM_CONFIG_HYPERCALL_MSR, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL, KVM_XEN_HVM_CONFIG_RUNSTATE,
-    KVM_XEN_HVM_CONFIG_SHARED_INFO, KvmIrqRouting, kvm_irq_routing_entry, kvm_msi,
+    KVM_XEN_HVM_CONFIG_SHARED_INFO, kvm_msi,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::BootEntry;
-use crate::hypercall::{Errno, Hypercalls, OverlayPage, Platform, StopReason, VcpuSetting};
+use crate::hypercall::{Callback, Errno, Hypercalls, OverlayPage, Platform, StopReason, VcpuSetting};
 use cpuid::{CpuidTemplate, HYPERCALL_MSR};
+pub use delivery::LineEvents;
+use delivery::{KvmDelivery, NoDelivery};
 use kvm_xen::VcpuAttr;
 use memory::AddressSpace;
 pub use memory::{Layout, SPECIAL_GFN, SPECIAL_PAGES};
@@ -204,7 +207,8 @@ pub struct Machine {
     kind: MachineKind,
     /// What CPUID tells of the processor.
     cpu: acpi::CpuIdentity,
-    xen: bool,
+    /// Xen's interfaces: how events get to the guest.
+    xen: Option<Arc<KvmDelivery>>,
     exits: OnceLock<Arc<dyn Exits>>,
     queues: Arc<[VcpuQueue]>,
     fds: Mutex<Vec<VcpuFd>>,
@@ -250,6 +254,17 @@ impl Machine {
         let grants = Arc::new(GrantTable::new(Arc::clone(&ram)).map_err(MachineError::Memory)?);
 
         let apic = config.kind != MachineKind::Pc { apic: false };
+        let queues: Arc<[VcpuQueue]> = (0..config.vcpus).map(|_| VcpuQueue::default()).collect();
+        let delivery = xen
+            .then(|| {
+                let pins = match config.kind {
+                    MachineKind::Pvh => Vec::new(),
+                    MachineKind::Pc { .. } => pc::routes(),
+                };
+                KvmDelivery::new(Arc::clone(&vm), Arc::clone(&queues), pins, &ram).map(Arc::new)
+            })
+            .transpose()
+            .map_err(MachineError::kvm("event channels"))?;
         let template = CpuidTemplate::new(&host.kvm, config.vcpus, apic, xen)?;
         let mut fds = Vec::new();
         for id in 0..config.vcpus {
@@ -274,9 +289,9 @@ impl Machine {
             special,
             kind: config.kind,
             cpu: template.identity(),
-            xen,
+            xen: delivery,
             exits: OnceLock::new(),
-            queues: (0..config.vcpus).map(|_| VcpuQueue::default()).collect(),
+            queues,
             fds: Mutex::new(fds),
             places: Mutex::default(),
             long_mode: AtomicBool::new(true),
@@ -320,17 +335,22 @@ impl Machine {
         &self.stop
     }
 
+    /// Whether the guest sees Xen.
+    pub fn has_xen(&self) -> bool {
+        self.xen.is_some()
+    }
+
     /// The delivery of events by KVM.
     pub fn delivery(&self) -> Arc<dyn EventDelivery> {
-        if !self.xen {
-            return Arc::new(NoDelivery);
+        match &self.xen {
+            Some(delivery) => Arc::clone(delivery) as _,
+            None => Arc::new(NoDelivery),
         }
-        let (vm, queues) = (Arc::clone(&self.vm), Arc::clone(&self.queues));
-        let pins = match self.kind {
-            MachineKind::Pvh => Vec::new(),
-            MachineKind::Pc { .. } => pc::routes(),
-        };
-        Arc::new(KvmDelivery { vm, queues, pins, notified: Mutex::default() })
+    }
+
+    /// What the main thread has to do with events that come by an interrupt line, where there can be such.
+    pub fn line_events(&self) -> Option<LineEvents> {
+        LineEvents::new(self.xen.as_ref()?)
     }
 
     /// Starts all vCPU threads; vCPU 0 at the kernel's entry, or where a processor starts after its reset; the others
@@ -439,8 +459,17 @@ impl Platform for Machine {
         }
     }
 
-    fn set_callback_vector(&self, vector: u8) -> Result<(), Errno> {
-        kvm_xen::set_upcall_vector(&*self.vm, vector).map_err(|e| host_error(&e))
+    fn set_callback(&self, callback: Callback) -> Result<(), Errno> {
+        let (vector, pin) = match callback {
+            Callback::None => (0, None),
+            Callback::Vector(vector) => (vector, None),
+            Callback::Pin(pin) => (0, Some(pin)),
+        };
+        kvm_xen::set_upcall_vector(&*self.vm, vector).map_err(|e| host_error(&e))?;
+        if let Some(delivery) = &self.xen {
+            delivery.set_pin(pin);
+        }
+        Ok(())
     }
 
     fn set_runstate_update_flag(&self, on: bool) -> Result<(), Errno> {
@@ -452,6 +481,10 @@ impl Platform for Machine {
             VcpuSetting::Info(gpa) => Task::MoveInfo(gpa),
             VcpuSetting::TimeArea(gpa) => Task::Attr(VcpuAttr::TimeInfo(gpa.unwrap_or(kvm_xen::INVALID))),
             VcpuSetting::Runstate(gpa) => Task::Attr(VcpuAttr::Runstate(gpa)),
+            // It would be a local APIC's.
+            VcpuSetting::UpcallVector(_) if self.kind == (MachineKind::Pc { apic: false }) => {
+                return Err(Errno(libc::EINVAL));
+            }
             VcpuSetting::UpcallVector(vector) => Task::UpcallVector(vector),
             VcpuSetting::Timer(deadline) => Task::Timer(deadline),
             VcpuSetting::Block => Task::Block,
@@ -471,105 +504,6 @@ impl Platform for Machine {
         if let Some(early) = self.early.get() {
             early(text);
         }
-    }
-}
-
-/// Events by KVM: EVTCHNOP_send on assigned ports, IPIs and timers stay in the kernel.
-#[derive(Debug)]
-struct KvmDelivery {
-    vm: Arc<VmFd>,
-    queues: Arc<[VcpuQueue]>,
-    /// Routes of the interrupt controllers' pins, which stay.
-    pins: Vec<kvm_irq_routing_entry>,
-    /// Ports that an eventfd notifies, and their vCPUs.
-    notified: Mutex<BTreeMap<u32, u32>>,
-}
-
-impl KvmDelivery {
-    /// The global interrupt of a port: its number, behind those of the pins.
-    fn gsi(&self, port: u32) -> u32 {
-        if self.pins.is_empty() { port } else { port + pc::PINS }
-    }
-
-    /// Routes the global interrupt of each notified port to its event channel.
-    fn route(&self, notified: &BTreeMap<u32, u32>) -> io::Result<()> {
-        let events = notified.iter().map(|(port, vcpu)| kvm_xen::route(self.gsi(*port), *port, *vcpu));
-        let entries: Vec<_> = self.pins.iter().copied().chain(events).collect();
-        let routing =
-            KvmIrqRouting::from_entries(&entries).map_err(|e| io::Error::other(format!("{e:?}")))?;
-        self.vm.set_gsi_routing(&routing).map_err(io::Error::from)
-    }
-}
-
-impl EventDelivery for KvmDelivery {
-    fn raise(&self, port: Port, vcpu: u32) {
-        // Fails only before the guest has set up shared_info: then it cannot listen either.
-        if let Err(error) = kvm_xen::send(&*self.vm, port.0, vcpu) {
-            tracing::debug!(%error, port = port.0, vcpu, "event not delivered");
-        }
-    }
-
-    fn assign_send(&self, port: Port, target: SendTarget) -> io::Result<()> {
-        // An assignment can be changed in part only; a fresh one has no such limits.
-        self.deassign_send(port);
-        match target {
-            SendTarget::EventFd(fd) => kvm_xen::assign_eventfd(&*self.vm, port.0, fd),
-            SendTarget::Guest(to, vcpu) => kvm_xen::assign_port(&*self.vm, port.0, to.0, vcpu),
-        }
-    }
-
-    fn deassign_send(&self, port: Port) {
-        let _ = kvm_xen::deassign(&*self.vm, port.0);
-    }
-
-    fn bind_notifier(&self, port: Port, vcpu: u32, event: &EventFd) -> io::Result<bool> {
-        let mut notified = self.notified.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = notified.insert(port.0, vcpu);
-        let mut bound = self.route(&notified);
-        if bound.is_ok() && old.is_none() {
-            bound = self.vm.register_irqfd(event, self.gsi(port.0)).map_err(io::Error::from);
-        }
-        if let Err(error) = bound {
-            match old {
-                Some(vcpu) => notified.insert(port.0, vcpu),
-                None => notified.remove(&port.0),
-            };
-            return Err(error);
-        }
-        Ok(true)
-    }
-
-    fn unbind_notifier(&self, port: Port, event: &EventFd) {
-        let mut notified = self.notified.lock().unwrap_or_else(PoisonError::into_inner);
-        if notified.remove(&port.0).is_some() {
-            let _ = self.vm.unregister_irqfd(event, self.gsi(port.0));
-            let _ = self.route(&notified);
-        }
-    }
-
-    fn set_timer_port(&self, vcpu: u32, port: Option<Port>) -> io::Result<()> {
-        let queue = self.queues.get(vcpu as usize).ok_or(io::ErrorKind::InvalidInput)?;
-        queue.post(Task::TimerPort(port));
-        Ok(())
-    }
-}
-
-/// Events where KVM has no Xen support: there is no guest that could listen.
-#[derive(Debug)]
-struct NoDelivery;
-
-impl EventDelivery for NoDelivery {
-    fn raise(&self, _: Port, _: u32) {}
-    fn assign_send(&self, _: Port, _: SendTarget) -> io::Result<()> {
-        Ok(())
-    }
-    fn deassign_send(&self, _: Port) {}
-    fn bind_notifier(&self, _: Port, _: u32, _: &EventFd) -> io::Result<bool> {
-        Ok(false)
-    }
-    fn unbind_notifier(&self, _: Port, _: &EventFd) {}
-    fn set_timer_port(&self, _: u32, _: Option<Port>) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -43,6 +43,8 @@ pub(super) enum Task {
     TimerPort(Option<Port>),
     /// The next expiry of the timer, in guest ns; 0: off.
     Timer(u64),
+    /// Events come another way than before: by a vector, or by an interrupt line.
+    Callback,
     /// Sleeps until an interrupt.
     Block,
     /// Ends the thread.
@@ -210,7 +212,11 @@ impl VcpuThread {
                 Task::UpcallVector(vector) => {
                     self.upcall_vector = Some(vector);
                     let attr = VcpuAttr::UpcallVector(vector);
-                    kvm_xen::set_vcpu_attr(&self.fd, attr).and_then(|()| self.upcall_if_pending())
+                    let set = kvm_xen::set_vcpu_attr(&self.fd, attr).and_then(|()| self.upcall_if_pending());
+                    if let (0, Some(delivery)) = (self.id, &self.machine.xen) {
+                        delivery.set_own_vector();
+                    }
+                    set
                 }
                 Task::DefaultInfo(gpa) => match self.info {
                     Some((_, true)) => Ok(()),
@@ -222,6 +228,7 @@ impl VcpuThread {
                     self.set_timer(0)
                 }
                 Task::Timer(deadline) => self.set_timer(deadline),
+                Task::Callback => self.set_timer(0),
                 Task::Block => {
                     let halted = kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
                     self.fd.set_mp_state(halted).map_err(io::Error::from)
@@ -236,14 +243,26 @@ impl VcpuThread {
         Next::Run
     }
 
+    /// 0: off.
     fn set_timer(&self, deadline: u64) -> io::Result<()> {
-        let port = self.timer_port.map_or(0, |p| p.0);
+        let mut port = self.timer_port.map_or(0, |p| p.0);
+        if let (0, Some(delivery)) = (self.id, &self.machine.xen)
+            && delivery.is_by_line()
+        {
+            let left = (deadline != 0).then(|| deadline.saturating_sub(self.machine.now_ns()));
+            delivery.set_timer(self.timer_port, left);
+            // Without a port KVM leaves the guest's calls to us.
+            port = 0;
+        }
         kvm_xen::set_vcpu_attr(&self.fd, VcpuAttr::Timer(port, deadline))
     }
 
     fn place_info(&mut self, gpa: u64, chosen: bool) -> io::Result<()> {
         kvm_xen::set_vcpu_attr(&self.fd, VcpuAttr::Info(gpa))?;
         self.info = Some((gpa, chosen));
+        if let (0, Some(delivery)) = (self.id, &self.machine.xen) {
+            delivery.set_info(gpa);
+        }
         Ok(())
     }
 

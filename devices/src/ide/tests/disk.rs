@@ -458,7 +458,9 @@ fn drives_share_registers_and_the_line_follows_the_selected_one() {
 fn unplugged_disks_are_gone_and_the_cd_stays() {
     let mut rig = Rig::new(64);
     rig.command(DISK, [0, 0, 0, 0, 0, 0], 0x10);
-    rig.ide.unplug_disks();
+    rig.ide.unplug_disks(Place::of_hd(0));
+    assert_ne!(rig.read(DISK, 7), 0xff, "the first drive is kept");
+    rig.ide.unplug_disks(None);
     assert!(!rig.lines[0].high.load(SeqCst));
     assert_eq!((rig.read(DISK, 7), rig.alternate(DISK), rig.read(CD, 4)), (0xff, 0xff, 0x14));
     rig.ide.reset();

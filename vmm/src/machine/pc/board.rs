@@ -21,6 +21,7 @@ use super::super::memory::{Access, Layout};
 use super::super::{Exits, Machine, MachineError, vcpu::StopSignal};
 use super::legacy::{self, Legacy};
 use super::mapper::Mapper;
+use super::platform::{self, Unplugs};
 use super::shadow::ShadowMap;
 use super::timers::Timers;
 use crate::hypercall::StopReason;
@@ -109,8 +110,8 @@ impl IrqLine for Input {
 }
 
 /// PCI's ports, and the one among them that is not.
-struct PciPorts {
-    pci: PciBus,
+pub(super) struct PciPorts {
+    pub(super) pci: PciBus,
     bridge: Arc<Mutex<IsaBridge>>,
 }
 
@@ -184,7 +185,9 @@ impl Board {
         for (base, len, region) in ide::PORTS {
             mapper.ports.map(base, len, &device, region);
         }
-        pci.add(PIIX_DEVICE, IDE_FUNCTION, ide);
+        pci.add(PIIX_DEVICE, IDE_FUNCTION, Arc::clone(&ide) as _);
+        let unplugs = Unplugs { ide, nics: Vec::new() };
+        let clock = platform::add_device(machine, &router, timers, &mut pci)?;
         let power = if config.acpi {
             let power = PowerConfig {
                 sci: router.isa(SCI_IRQ),
@@ -207,8 +210,12 @@ impl Board {
 
         let pins = pci.pins().map(|(device, function, pin)| PciPin { device, function, pin }).collect();
         let fw_cfg: Shared = Arc::new(Mutex::new(fw_cfg(machine, config, pins)?));
-        let ports: Shared = Arc::new(Mutex::new(PciPorts { pci, bridge }));
+        let pci = Arc::new(Mutex::new(PciPorts { pci, bridge }));
+        let ports: Shared = Arc::clone(&pci) as _;
         mapper.ports.map(PCI_PORTS.0, PCI_PORTS.1, &ports, 0);
+        if let Some(clock) = clock {
+            platform::map_ports(&mapper, clock, unplugs, pci);
+        }
         let debug = |name| -> Shared {
             Arc::new(Mutex::new(DebugPort::new(Box::new(move |line| tracing::debug!("{name}: {line}")))))
         };

@@ -3,6 +3,7 @@
 mod board;
 mod legacy;
 mod mapper;
+mod platform;
 mod shadow;
 mod timers;
 
