@@ -18,6 +18,7 @@ mod life;
 pub mod net;
 pub mod network;
 mod pc;
+mod programs;
 mod refusals;
 mod storage;
 mod xenstore;
@@ -126,6 +127,9 @@ const TESTS: &[Test] = &[
     Test::new("eight-interfaces", SMALL, boot::eight_interfaces).single(),
     Test::new("grub", SMALL, boot::grub).single(),
     Test::new("pc-grub", SMALL, pc::grub).single(),
+    Test::new("pc-processor", SMALL, programs::processor).single(),
+    Test::new("pc-viridian", SMALL, programs::viridian).single(),
+    Test::new("pc-ticks", SMALL, programs::ticks).single(),
     Test::new("again-and-again", SMALL, boot::again_and_again).full_only().limit(3000),
     Test::new("formats", SMALL, boot::formats).single().full_only().limit(3000),
     Test::new("refusals", SMALL, refusals::refusals).single(),

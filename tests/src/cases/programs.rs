@@ -1,0 +1,207 @@
+//! Programs of our own on a PC: processor models, MSRs, Hyper-V's interfaces, lost ticks.
+
+use std::fs::{self, File};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{Bench, tool_file};
+use crate::program::{Program, lines};
+use crate::{Result, check, fail, guest};
+
+/// Firmware and program take so long at most.
+const LIMIT: Duration = Duration::from_secs(300);
+const NAME: &str = "program";
+/// Local APIC: task priority.
+const TPR: u32 = 0xfee0_0080;
+
+type Lines = Vec<(char, Vec<u32>)>;
+
+/// A running xvmm, which does not outlive this value.
+struct Pc<'a> {
+    child: Child,
+    bench: &'a Bench,
+}
+
+impl Drop for Pc<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl<'a> Pc<'a> {
+    fn start(bench: &'a Bench, program: &Program, arguments: &[&str]) -> Result<Pc<'a>> {
+        let disk = bench.disk("program.img", 1 << 20)?;
+        let mut bytes = program.sector()?;
+        bytes.resize(1 << 20, 0);
+        fs::write(&disk, bytes)?;
+        let mut command = guest::xvmm(&bench.folder);
+        command.args(["--hvm", "--name", NAME, "--memory", "64M", "--boot", "c", "--console", "null"]);
+        command.args(["-vv", "--on-reboot", "destroy"]).args(arguments).arg("--disk").arg(&disk);
+        command.arg("--bios").arg(tool_file("bios.bin")).arg("--vgabios").arg(tool_file("vgabios.bin"));
+        let log = File::create(bench.folder.join("program.log"))?;
+        Ok(Pc { child: command.stdin(Stdio::null()).stderr(log).spawn()?, bench })
+    }
+
+    fn lines(&self) -> Result<Lines> {
+        Ok(lines(&fs::read_to_string(self.bench.folder.join("program.log"))?))
+    }
+
+    /// Waits for the program's end.
+    fn finish(mut self) -> Result<Lines> {
+        let end = Instant::now() + LIMIT;
+        while self.child.try_wait()?.is_none() {
+            check!(Instant::now() < end, "the program did not end: {:x?}", self.lines()?);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let status = self.child.wait()?;
+        let lines = self.lines()?;
+        check!(status.success(), "xvmm ended with {status} after {lines:x?}");
+        check!(
+            lines.last().is_some_and(|(letter, _)| *letter == 'e'),
+            "the program was cut short: {lines:x?}"
+        );
+        Ok(lines)
+    }
+
+    /// Waits until the program has stopped.
+    fn stopped(&self) -> Result<Lines> {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let lines = self.lines()?;
+            if lines.iter().any(|(letter, _)| *letter == 's') {
+                return Ok(lines);
+            }
+            check!(Instant::now() < end, "the program did not stop: {lines:x?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn run(bench: &Bench, program: &Program, arguments: &[&str]) -> Result<Lines> {
+    Pc::start(bench, program, arguments)?.finish()
+}
+
+/// The results of the step with this letter and these operands.
+fn result<const N: usize>(lines: &Lines, letter: char, operands: &[u32]) -> Result<[u32; N]> {
+    let found = lines.iter().find_map(|(step, numbers)| {
+        let results = numbers.strip_prefix(operands).filter(|_| *step == letter)?;
+        <[u32; N]>::try_from(results).ok()
+    });
+    match found {
+        Some(results) => Ok(results),
+        None => fail!("no line {letter} {operands:x?} with {N} results in {lines:x?}"),
+    }
+}
+
+/// The processor that Windows XP likes; MSRs that nobody knows; no APIC where there is to be none; and what the priority of
+/// tasks costs.
+pub fn processor(bench: &Bench) -> Result<()> {
+    let program = Program::default()
+        .cpuid(0, 0)
+        .cpuid(1, 0)
+        .cpuid(0xb, 1)
+        .cpuid(0x8000_0000, 0)
+        .write_msr(0xdead, 0x1234)
+        .read_msr(0xdead);
+    let xp = run(bench, &program, &["--cpu", "xp", "--vcpus", "2"])?;
+    let [last, ..] = result::<4>(&xp, 'c', &[0, 0])?;
+    let [signature, topology, ecx, edx] = result(&xp, 'c', &[1, 0])?;
+    check!(last <= 0xb, "the last leaf is {last:#x}");
+    check!(signature >> 8 & 0xf == 6 && signature >> 20 == 0, "the signature is {signature:#x}");
+    check!(topology >> 16 & 0xff == 2 && edx & 1 << 9 != 0, "leaf 1 tells of {topology:#x}, {edx:#x}");
+    // PCLMUL, VMX, SSE4.2, x2APIC, POPCNT, AES, XSAVE, AVX.
+    let later = 1 << 1 | 1 << 5 | 1 << 20 | 1 << 21 | 1 << 23 | 1 << 25 | 1 << 26 | 1 << 28;
+    check!(ecx & later == 0, "leaf 1 has features of later years: {:#x}", ecx & later);
+    let [_, cores, ..] = result::<4>(&xp, 'c', &[0xb, 1])?;
+    check!(last < 0xb || cores == 2, "leaf 0xb tells of {cores} cores");
+    let [last, ..] = result::<4>(&xp, 'c', &[0x8000_0000, 0])?;
+    check!(last <= 0x8000_0008, "the last extended leaf is {last:#x}");
+    check!(result(&xp, 'r', &[0xdead])? == [0, 0], "an unknown MSR has a value: {xp:x?}");
+
+    // Nor can the program switch one on.
+    let program = Program::default().cpuid(1, 0).write_msr(0x1b, 0xfee0_0900).read_msr(0x1b).peek(TPR - 0x50);
+    let without = run(bench, &program, &["--apic", "off"])?;
+    let [.., edx] = result::<4>(&without, 'c', &[1, 0])?;
+    check!(edx & 1 << 9 == 0, "CPUID tells of an APIC");
+    check!(result(&without, 'r', &[0x1b])? == [0, 0], "the APIC has an MSR: {without:x?}");
+    let [version] = result(&without, 'k', &[TPR - 0x50])?;
+    check!(version == u32::MAX, "the APIC answers {version:#x}");
+
+    let program = Program::default().peek(TPR - 0x50).poke(TPR, 0x20, ACCESSES).peek(TPR).stop();
+    let pc = Pc::start(bench, &program, &[])?;
+    let lines = pc.stopped()?;
+    check!(result(&lines, 'k', &[TPR])? == [0x20], "the priority was not written: {lines:x?}");
+    let info: serde_json::Value = serde_json::from_str(&bench.xvmm(&["info", NAME])?)?;
+    let exits = |name: &str| info["exits"][name].as_u64().unwrap_or(u64::MAX);
+    let memory = exits("memory_read").saturating_add(exits("memory_write"));
+    // The rest are the firmware's, which clears the screen.
+    check!(memory < u64::from(ACCESSES) / 2, "{ACCESSES} accesses to the APIC are {memory} exits");
+    check!(exits("port_out") > 0 && exits("port_out") < u64::MAX, "there are no counters: {info}");
+    eprintln!("{ACCESSES} accesses to the task priority, and the firmware: {}", info["exits"]);
+    bench.xvmm(&["destroy", NAME])?;
+    drop(pc);
+    bench.nothing_is_left()
+}
+
+const ACCESSES: u32 = 100_000;
+
+/// Hyper-V's leaves come first and Xen's behind them; its clock runs, and its interrupt controller takes settings.
+pub fn viridian(bench: &Bench) -> Result<()> {
+    const TIME: u32 = 0x4000_0020;
+    const SIMP: u32 = 0x4000_0083;
+    let program = Program::default()
+        .cpuid(0x4000_0000, 0)
+        .cpuid(0x4000_0001, 0)
+        .cpuid(0x4000_0003, 0)
+        .cpuid(0x4000_0100, 0)
+        .read_msr(TIME)
+        .wait(2)
+        .write_msr(SIMP, 0x9001)
+        .read_msr(SIMP)
+        .read_msr(TIME);
+    let on = run(bench, &program, &["--viridian", "on"])?;
+    let [last, name @ ..] = result::<4>(&on, 'c', &[0x4000_0000, 0])?;
+    let text = |name: [u32; 3]| name.map(u32::to_le_bytes).concat();
+    check!(last == 0x4000_0005 && text(name) == b"Microsoft Hv", "the first leaf is {last:#x} {name:x?}");
+    let [interface, ..] = result::<4>(&on, 'c', &[0x4000_0001, 0])?;
+    check!(interface.to_le_bytes() == *b"Hv#1", "the interface is {interface:#x}");
+    let [features, _, _, more] = result(&on, 'c', &[0x4000_0003, 0])?;
+    check!((features, more) == (0x87e, 0x500), "the features are {features:#x} and {more:#x}");
+    let [_, xen @ ..] = result::<4>(&on, 'c', &[0x4000_0100, 0])?;
+    check!(text(xen) == b"XenVMMXenVMM", "Xen's leaf is {xen:x?}");
+    check!(
+        result(&on, 'r', &[SIMP])? == [0, 0x9001],
+        "the page of messages is not where it was put: {on:x?}"
+    );
+    let times: Vec<u64> = on
+        .iter()
+        .filter(|(step, numbers)| *step == 'r' && numbers.first() == Some(&TIME))
+        .filter_map(|(_, numbers)| Some(u64::from(*numbers.get(1)?) << 32 | u64::from(*numbers.get(2)?)))
+        .collect();
+    // In units of 100 ns, with more than a second of the clock in between.
+    let apart = matches!(times.as_slice(), [first, second] if second.saturating_sub(*first) > 8_000_000);
+    check!(apart, "the time was {times:?}");
+
+    let program = Program::default().cpuid(0x4000_0000, 0).cpuid(0x4000_0003, 0);
+    let some = run(bench, &program, &["--viridian", "base,freq"])?;
+    let [features, _, _, more] = result(&some, 'c', &[0x4000_0003, 0])?;
+    check!((features, more) == (0x860, 0x100), "the features are {features:#x} and {more:#x}");
+    let off = run(bench, &program, &[])?;
+    let [_, name @ ..] = result::<4>(&off, 'c', &[0x4000_0000, 0])?;
+    check!(text(name) == b"XenVMMXenVMM", "without Hyper-V the first leaf is {name:x?}");
+    bench.nothing_is_left()
+}
+
+/// Ticks that a program does not take for some seconds come later, of both clocks.
+pub fn ticks(bench: &Bench) -> Result<()> {
+    let timer = run(bench, &Program::default().timer_ticks(3, 3), &[])?;
+    let [ticks] = result(&timer, 't', &[])?;
+    // All: 109. Without those of the first seconds: 55.
+    check!(ticks >= 98, "of 109 ticks of the interval timer {ticks} came");
+    let clock = run(bench, &Program::default().clock_ticks(3, 3), &[])?;
+    let [ticks] = result(&clock, 'i', &[])?;
+    // All: 192. Without those of the first seconds: 97.
+    check!(ticks >= 172, "of 192 ticks of the clock {ticks} came");
+    bench.nothing_is_left()
+}
