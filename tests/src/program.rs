@@ -1,18 +1,20 @@
 //! Small programs for a PC without an operating system: a boot sector that goes through a list of steps, and tells what each
 //! gives on the debug port 0xe9.
 //!
-//! The code is the assembler's, at the end of this file; the steps are data behind it. A line of output begins with the
+//! The code is the assembler's, at the end of this file; the steps are data in the sectors behind it. A line of output begins with the
 //! step's letter; then come its operands and results, in hexadecimal.
 
 use std::arch::global_asm;
 
 use crate::{Result, check};
 
-/// Bytes of a sector, and where its mark is.
+/// Bytes of a sector, and where the mark of the first one is.
 const SECTOR: usize = 512;
 const MARK: usize = 510;
+/// Sectors of steps.
+const STEPS: usize = 4;
 
-/// A boot sector in the making. The program ends with a reset of the machine.
+/// A program in the making. The program ends with a reset of the machine.
 #[derive(Clone, Debug, Default)]
 pub struct Program {
     steps: Vec<u8>,
@@ -72,18 +74,23 @@ impl Program {
         self.step(b's', &[])
     }
 
-    /// The boot sector.
-    pub fn sector(&self) -> Result<Vec<u8>> {
+    /// The first sectors of a disk that starts it.
+    pub fn sectors(&self) -> Result<Vec<u8>> {
         // SAFETY: both are labels of the code below, the second behind the first in one section.
         let code = unsafe {
             let (start, end) = (&raw const xvmm_program_start, &raw const xvmm_program_end);
             std::slice::from_raw_parts(start, end.offset_from_unsigned(start))
         };
-        let mut sector = [code, &self.steps, b"e"].concat();
-        check!(sector.len() <= MARK, "a program of {} bytes does not fit into a sector", sector.len());
-        sector.resize(MARK, 0);
-        sector.extend([0x55, 0xaa]);
-        Ok(sector)
+        let mut disk = code.to_vec();
+        check!(disk.len() <= MARK, "the code has {} bytes, too many for a sector", disk.len());
+        disk.resize(MARK, 0);
+        disk.extend([0x55, 0xaa]);
+        disk.extend(&self.steps);
+        disk.push(b'e');
+        let room = (1 + STEPS) * SECTOR;
+        check!(disk.len() <= room, "a program of {} bytes does not fit into its sectors", disk.len());
+        disk.resize(room, 0);
+        Ok(disk)
     }
 }
 
@@ -102,7 +109,7 @@ unsafe extern "C" {
     static xvmm_program_end: u8;
 }
 
-// Real mode, at 0x7c00; fs reaches all 4 GiB. The steps follow the code.
+// Real mode, at 0x7c00; fs reaches all 4 GiB. The firmware reads the steps to 0x7e00.
 global_asm!(
     r#"
     .pushsection .rodata.xvmm_program, "a", @progbits
@@ -116,6 +123,12 @@ xvmm_program_start:
     movw %ax, %ss
     movw $0x7c00, %sp
     cld
+    movw $0x0204, %ax       # reads four sectors
+    movw $0x7e00, %bx
+    movw $2, %cx            # from the second one on
+    movb $0, %dh
+    int $0x13
+    cli
     lgdtw (.Lgdt_pointer - xvmm_program_start + 0x7c00)
     movl %cr0, %eax
     orb $1, %al
@@ -124,7 +137,7 @@ xvmm_program_start:
     movw %bx, %fs
     andb $0xfe, %al
     movl %eax, %cr0
-    movw $(xvmm_program_end - xvmm_program_start + 0x7c00), %si
+    movw $0x7e00, %si
 
 .Lnext:
     lodsb
@@ -345,19 +358,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sector_has_code_steps_and_mark() {
-        let sector = Program::default().cpuid(0x4000_0000, 1).stop().sector().unwrap();
-        assert_eq!((sector.len(), &sector[MARK..]), (SECTOR, [0x55, 0xaa].as_slice()));
-        let steps = [b"c\0\0\0\x40\x01\0\0\0se".as_slice(), &[0]].concat();
-        assert!(sector.windows(steps.len()).any(|window| window == steps));
+    fn a_disk_has_code_mark_and_steps() {
+        let disk = Program::default().cpuid(0x4000_0000, 1).stop().sectors().unwrap();
+        assert_eq!((disk.len(), &disk[MARK..SECTOR]), (5 * SECTOR, [0x55, 0xaa].as_slice()));
+        assert_eq!(disk[SECTOR..][..12], *b"c\0\0\0\x40\x01\0\0\0se\0");
         // cli; xor ax, ax.
-        assert_eq!(sector[..3], [0xfa, 0x31, 0xc0]);
+        assert_eq!(disk[..3], [0xfa, 0x31, 0xc0]);
     }
 
     #[test]
-    fn what_does_not_fit_into_a_sector_is_told() {
-        let program = (0..40).fold(Program::default(), |program, leaf| program.cpuid(leaf, 0));
-        assert!(program.sector().is_err());
+    fn what_does_not_fit_into_the_sectors_is_told() {
+        let program = (0..300).fold(Program::default(), |program, leaf| program.cpuid(leaf, 0));
+        assert!(program.sectors().is_err());
     }
 
     #[test]

@@ -32,7 +32,7 @@ impl Drop for Pc<'_> {
 impl<'a> Pc<'a> {
     fn start(bench: &'a Bench, program: &Program, arguments: &[&str]) -> Result<Pc<'a>> {
         let disk = bench.disk("program.img", 1 << 20)?;
-        let mut bytes = program.sector()?;
+        let mut bytes = program.sectors()?;
         bytes.resize(1 << 20, 0);
         fs::write(&disk, bytes)?;
         let mut command = guest::xvmm(&bench.folder);
