@@ -129,6 +129,7 @@ const TESTS: &[Test] = &[
     Test::new("pc-grub", SMALL, pc::grub).single(),
     Test::new("pc-processor", SMALL, programs::processor).single(),
     Test::new("pc-viridian", SMALL, programs::viridian).single(),
+    Test::new("pc-discs", SMALL, programs::discs).single(),
     Test::new("pc-ticks", SMALL, programs::ticks).single(),
     Test::new("again-and-again", SMALL, boot::again_and_again).full_only().limit(3000),
     Test::new("formats", SMALL, boot::formats).single().full_only().limit(3000),

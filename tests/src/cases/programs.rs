@@ -193,6 +193,50 @@ pub fn viridian(bench: &Bench) -> Result<()> {
     bench.nothing_is_left()
 }
 
+/// The disc of a drive that is empty at first changes by command, while the machine runs; the image is free again when it is
+/// out.
+pub fn discs(bench: &Bench) -> Result<()> {
+    let pc = Pc::start(bench, &Program::default().stop(), &["--cdrom", ""])?;
+    pc.stopped()?;
+    let drive = || -> Result<String> {
+        let info: serde_json::Value = serde_json::from_str(&bench.xvmm(&["info", NAME])?)?;
+        let [drive] = info["drives"].as_array().map_or([].as_slice(), Vec::as_slice) else {
+            return fail!("the drives are {}", info["drives"]);
+        };
+        let medium = drive["medium"].as_str().and_then(|path| path.rsplit('/').next()).unwrap_or("nothing");
+        Ok(format!(
+            "{} {medium} {}",
+            drive["vdev"].as_str().unwrap_or_default(),
+            drive["tray"].as_str().unwrap_or_default()
+        ))
+    };
+    let image = |name: &str| Ok::<_, crate::Error>(bench.disk(name, 1 << 20)?.display().to_string());
+    let (first, second) = (image("first.iso")?, image("second.iso")?);
+    let before = drive()?;
+    check!(before.starts_with("hdc nothing"), "the empty drive has: {before}");
+    bench.xvmm(&["cd-insert", NAME, &first])?;
+    check!(drive()? == "hdc first.iso closed", "the drive has: {}", drive()?);
+    bench.xvmm(&["cd-insert", NAME, "hdc", &second])?;
+    check!(drive()? == "hdc second.iso closed", "the drive has: {}", drive()?);
+    for (words, status) in [
+        (["cd-insert", NAME, "none.iso"].as_slice(), 20),
+        (["cd-insert", NAME, "hdd", &first].as_slice(), 54),
+        (["cd-eject", NAME, "hda"].as_slice(), 54),
+        (["cd-eject", NAME, "cdrom"].as_slice(), 27),
+    ] {
+        let output = guest::xvmm(&bench.folder).args(words).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        check!(output.status.code() == Some(status), "{words:?} ended with {}: {said}", output.status);
+        check!(said.lines().count() == 1, "{words:?} says: {said}");
+    }
+    check!(drive()? == "hdc second.iso closed", "the drive has: {}", drive()?);
+    bench.xvmm(&["cd-eject", NAME])?;
+    check!(drive()? == "hdc nothing open", "the drive has: {}", drive()?);
+    bench.xvmm(&["destroy", NAME])?;
+    drop(pc);
+    bench.nothing_is_left()
+}
+
 /// Ticks that a program does not take for some seconds come later, of both clocks.
 pub fn ticks(bench: &Bench) -> Result<()> {
     let timer = run(bench, &Program::default().timer_ticks(3, 3), &[])?;
