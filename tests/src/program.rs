@@ -39,8 +39,9 @@ impl Program {
 
     /// `w MSR`: writes an MSR.
     pub fn write_msr(self, msr: u32, value: u64) -> Program {
-        let (low, high) = (value as u32, (value >> 32) as u32);
-        self.step(b'w', &[msr, low, high])
+        let mut program = self.step(b'w', &[msr]);
+        program.steps.extend(value.to_le_bytes());
+        program
     }
 
     /// `p`: writes 32 bits at a physical address, so many times, at least once.
