@@ -128,20 +128,29 @@ pub fn processor(bench: &Bench) -> Result<()> {
     let [version] = result(&without, 'k', &[TPR - 0x50])?;
     check!(version == u32::MAX, "the APIC answers {version:#x}");
 
-    let program = Program::default().peek(TPR - 0x50).poke(TPR, 0x20, ACCESSES).peek(TPR).stop();
-    let pc = Pc::start(bench, &program, &[])?;
+    // The firmware, too, writes to memory that devices have: it clears the screen.
+    let (few, many) = (priority(bench, 1)?, priority(bench, ACCESSES)?);
+    check!(few > 0, "there are no counters of exits");
+    check!(
+        many < few + u64::from(ACCESSES) / 100,
+        "{ACCESSES} accesses to the APIC are {few} to {many} exits"
+    );
+    eprintln!("exits by memory: {few} with one access to the task priority, {many} with {ACCESSES}");
+    bench.nothing_is_left()
+}
+
+/// Exits by memory of the firmware, and of so many writes of the task priority.
+fn priority(bench: &Bench, writes: u32) -> Result<u64> {
+    let pc = Pc::start(bench, &Program::default().poke(TPR, 0x20, writes).peek(TPR).stop(), &[])?;
     let lines = pc.stopped()?;
     check!(result(&lines, 'k', &[TPR])? == [0x20], "the priority was not written: {lines:x?}");
     let info: serde_json::Value = serde_json::from_str(&bench.xvmm(&["info", NAME])?)?;
-    let exits = |name: &str| info["exits"][name].as_u64().unwrap_or(u64::MAX);
-    let memory = exits("memory_read").saturating_add(exits("memory_write"));
-    // The rest are the firmware's, which clears the screen.
-    check!(memory < u64::from(ACCESSES) / 2, "{ACCESSES} accesses to the APIC are {memory} exits");
-    check!(exits("port_out") > 0 && exits("port_out") < u64::MAX, "there are no counters: {info}");
-    eprintln!("{ACCESSES} accesses to the task priority, and the firmware: {}", info["exits"]);
+    let exits = ["memory_read", "memory_write"].map(|name| info["exits"][name].as_u64());
+    let [Some(reads), Some(writes)] = exits else { return fail!("there are no counters: {info}") };
+    // Destroyed, it ends with its own status.
     bench.xvmm(&["destroy", NAME])?;
     drop(pc);
-    bench.nothing_is_left()
+    Ok(reads + writes)
 }
 
 const ACCESSES: u32 = 100_000;
