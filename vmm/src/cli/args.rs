@@ -127,6 +127,9 @@ pub(super) struct RunArgs {
     /// The PC's APICs: on or off
     #[arg(long, value_name = "SWITCH", default_value = "on", requires = "hvm")]
     pub(super) apic: String,
+    /// The PC's event timer (HPET): on or off
+    #[arg(long, value_name = "SWITCH", default_value = "off", requires = "hvm")]
+    pub(super) hpet: String,
     /// The initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub(super) initrd: Option<PathBuf>,
