@@ -171,15 +171,19 @@ pub fn linked_program(archive: &mut Archive, path: &str, program: &Path, folders
 
 /// What every image begins with: busybox, device nodes, and the given /init.
 pub fn base(cache: &Cache, init: &str) -> Result<Archive> {
-    let busybox = cache.package("busybox-static")?.join("bin/busybox");
+    base_of(&cache.package("busybox-static")?.join("bin/busybox"), init)
+}
+
+/// The same with this busybox.
+pub fn base_of(busybox: &Path, init: &str) -> Result<Archive> {
     let mut archive = Archive::default();
     for folder in ["/bin", "/sbin", "/dev", "/proc", "/sys", "/tmp", "/run", "/etc", "/mnt", "/root"] {
         archive.directory(folder);
     }
     archive.character_device("/dev/console", 5, 1);
     archive.character_device("/dev/null", 1, 3);
-    archive.copy("/bin/busybox", &busybox)?;
-    for applet in run(Command::new(&busybox).arg("--list"))?.lines().filter(|name| *name != "busybox") {
+    archive.copy("/bin/busybox", busybox)?;
+    for applet in run(Command::new(busybox).arg("--list"))?.lines().filter(|name| *name != "busybox") {
         archive.symlink(&format!("/bin/{applet}"), "busybox");
     }
     archive.file("/init", 0o755, init.as_bytes());

@@ -126,6 +126,8 @@ const TESTS: &[Test] = &[
     Test::new("eight-interfaces", SMALL, boot::eight_interfaces).single(),
     Test::new("grub", SMALL, boot::grub).single(),
     Test::new("pc-grub", SMALL, pc::grub).single(),
+    Test::new("pc-linux", SMALL, pc::linux::linux).single().limit(6000),
+    Test::new("pc-reboots", SMALL, pc::linux::reboots).single().full_only().limit(6000),
     Test::new("pc-tables", SMALL, pc::tables::tables).single(),
     Test::new("again-and-again", SMALL, boot::again_and_again).full_only().limit(3000),
     Test::new("formats", SMALL, boot::formats).single().full_only().limit(3000),

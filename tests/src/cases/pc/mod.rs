@@ -1,5 +1,6 @@
 //! PCs: guests with firmware.
 
+pub mod linux;
 pub mod tables;
 
 use std::fs::{self, File};
