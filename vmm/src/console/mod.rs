@@ -83,6 +83,9 @@ pub enum ConsoleError {
     Socket(PathBuf, #[source] io::Error),
 }
 
+/// Takes input for a serial port; returns how much it had room for.
+type SerialInput = Box<dyn FnMut(&[u8]) -> usize>;
+
 /// The console of a domain.
 ///
 /// Add it to the event manager; it has an epoll of its own, so that attaching and finishing need no event
@@ -94,7 +97,7 @@ pub struct Console {
     epoll: Epoll,
     on_escape: Box<dyn FnMut()>,
     /// Takes input in place of the ring; says how much it took.
-    serial: Option<Box<dyn FnMut(&[u8]) -> usize>>,
+    serial: Option<SerialInput>,
 
     log: ConsoleLog,
     /// Early output ended in a carriage return.
