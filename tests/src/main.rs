@@ -21,6 +21,7 @@ mod nested;
 mod network;
 mod packages;
 mod pc_images;
+mod program;
 mod records;
 mod runner;
 mod storage;

@@ -18,6 +18,7 @@ mod life;
 pub mod net;
 pub mod network;
 mod pc;
+mod programs;
 mod refusals;
 mod storage;
 mod xenstore;
@@ -129,6 +130,10 @@ const TESTS: &[Test] = &[
     Test::new("pc-linux", SMALL, pc::linux::linux).single().limit(6000),
     Test::new("pc-reboots", SMALL, pc::linux::reboots).single().full_only().limit(6000),
     Test::new("pc-tables", SMALL, pc::tables::tables).single(),
+    Test::new("pc-processor", SMALL, programs::processor).single(),
+    Test::new("pc-viridian", SMALL, programs::viridian).single(),
+    Test::new("pc-discs", SMALL, programs::discs).single(),
+    Test::new("pc-ticks", SMALL, programs::ticks).single(),
     Test::new("again-and-again", SMALL, boot::again_and_again).full_only().limit(3000),
     Test::new("formats", SMALL, boot::formats).single().full_only().limit(3000),
     Test::new("refusals", SMALL, refusals::refusals).single(),

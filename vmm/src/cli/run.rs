@@ -23,7 +23,7 @@ fn describe(args: RunArgs, run_dir: PathBuf) -> Result<DomainConfig, ConfigError
     }
     let mut disks = args.disk.iter().map(|spec| DiskSpec::parse(spec)).collect::<Result<Vec<_>, _>>()?;
     if let Some(file) = &args.cdrom {
-        disks.push(DiskSpec::parse(&format!("vdev=hdc,devtype=cdrom,target={}", file.display()))?);
+        disks.push(DiskSpec::parse(&format!("vdev=hdc,devtype=cdrom,target={}", file.to_string_lossy()))?);
     }
     if args.hvm {
         HvmConfig::name_disks(&mut disks);
@@ -39,6 +39,8 @@ fn describe(args: RunArgs, run_dir: PathBuf) -> Result<DomainConfig, ConfigError
                 localtime: args.localtime,
                 boot: args.boot,
                 apic: parse_switch("--apic", &args.apic)?,
+                cpu: args.cpu.parse()?,
+                viridian: args.viridian.parse()?,
             })
         })
         .transpose()?;

@@ -120,13 +120,7 @@ pub(super) fn ide_drive(
     shown: blkback::DiskConfig,
     image: Option<Backing>,
 ) -> Result<Drive, Failure> {
-    let medium = image.map(|image| {
-        let medium = DiskMedium::new(Arc::new(Disk::new(&shown, image)));
-        let medium = medium.map_err(|error| {
-            Failure::new(ExitStatus::HostError, format!("no thread for the drive {}: {error}", disk.vdev))
-        });
-        Ok::<_, Failure>(Arc::new(medium?) as Arc<dyn Medium>)
-    });
+    let medium = image.map(|image| ide_medium(disk, &shown, image));
     let (what, model) = match medium.transpose()? {
         medium if disk.cdrom => (Attachment::Cdrom(medium), "xvmm CD-ROM"),
         Some(medium) => (Attachment::Disk(medium), "xvmm disk"),
@@ -138,6 +132,19 @@ pub(super) fn ide_drive(
     let serial = format!("XV{:05}", disk.vdev.virtual_device());
     let firmware = env!("CARGO_PKG_VERSION").to_owned();
     Ok(Drive { place, what, identity: Identity { model: model.to_owned(), serial, firmware } })
+}
+
+/// What is in a drive. It has a thread.
+pub(super) fn ide_medium(
+    disk: &DiskConfig,
+    shown: &blkback::DiskConfig,
+    image: Backing,
+) -> Result<Arc<dyn Medium>, Failure> {
+    let medium = DiskMedium::new(Arc::new(Disk::new(shown, image)));
+    let medium = medium.map_err(|error| {
+        Failure::new(ExitStatus::HostError, format!("no thread for the drive {}: {error}", disk.vdev))
+    })?;
+    Ok(Arc::new(medium))
 }
 
 /// The name of the image format whose mark a file has, where it is one that is often given as raw by mistake.

@@ -1,7 +1,7 @@
 //! The board: which devices there are, and how they are wired.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use acpi::{CpuIdentity, HvmTopology, PciPin, Smbios};
 use devices::bus::{IrqLine, Region, Registers, Shared};
@@ -20,7 +20,7 @@ use devices::vga::VgaScreen;
 use kvm_ioctls::VmFd;
 
 use super::super::memory::{Access, Layout};
-use super::super::{Exits, Machine, MachineError, vcpu::StopSignal};
+use super::super::{Exits, Machine, MachineError, Topology, vcpu::StopSignal};
 use super::boot_order;
 use super::hpet::{self, Gate};
 use super::legacy::{self, Legacy};
@@ -151,6 +151,7 @@ pub struct Board {
     mapper: Arc<Mapper>,
     shadow: Arc<ShadowMap>,
     power: Option<Arc<Mutex<Power>>>,
+    ide: Weak<Mutex<Ide>>,
     legacy: Legacy,
 }
 
@@ -193,6 +194,7 @@ impl Board {
             }
         }
         let ide = Arc::new(Mutex::new(ide));
+        let drives = Arc::downgrade(&ide);
         let device: Shared = Arc::clone(&ide) as _;
         for (base, len, region) in ide::PORTS {
             mapper.ports.map(base, len, &device, region);
@@ -231,7 +233,7 @@ impl Board {
         mapper.ports.map(XEN_DEBUG_PORT.0, XEN_DEBUG_PORT.1, &debug("guest"), XEN_DEBUG_PORT.2);
         mapper.ports.map(FW_CFG_PORTS.0, FW_CFG_PORTS.1, &fw_cfg, FW_CFG_PORTS.2);
 
-        let board = Arc::new(Self { mapper, shadow, power, legacy });
+        let board = Arc::new(Self { mapper, shadow, power, ide: drives, legacy });
         machine.set_exits(Arc::clone(&board) as _);
         Ok(board)
     }
@@ -259,6 +261,11 @@ impl Board {
     /// Keyboard and mouse.
     pub fn input(&self) -> Ps2Input {
         self.legacy.input()
+    }
+
+    /// The IDE controller, while the machine runs.
+    pub fn ide(&self) -> Weak<Mutex<Ide>> {
+        Weak::clone(&self.ide)
     }
 
     /// The screen.
@@ -301,14 +308,14 @@ fn fw_cfg(machine: &Machine, config: &BoardConfig, pins: Vec<PciPin>) -> Result<
     device.add_file("etc/system-states", SYSTEM_STATES).map_err(failed)?;
     // Without anything to boot from the firmware waits, rather than to start over.
     device.add_file("etc/boot-fail-wait", u32::MAX.to_le_bytes()).map_err(failed)?;
-    add_tables(&mut device, machine.cpu, config, pins)?;
+    add_tables(&mut device, (machine.cpu, machine.topology), config, pins)?;
     Ok(device)
 }
 
 /// The tables of ACPI, MP and SMBIOS, which the firmware only moves to their places.
 fn add_tables(
     device: &mut FwCfg,
-    cpu: CpuIdentity,
+    (cpu, processors): (CpuIdentity, Topology),
     config: &BoardConfig,
     pins: Vec<PciPin>,
 ) -> Result<(), MachineError> {
@@ -333,8 +340,8 @@ fn add_tables(
         uuid: config.uuid,
         serial: uuid::Uuid::from_bytes(config.uuid).to_string(),
         cpu,
-        sockets: 1,
-        cores: u16::try_from(config.vcpus).unwrap_or(u16::MAX),
+        sockets: u16::try_from(processors.sockets).unwrap_or(u16::MAX),
+        cores: u16::try_from(processors.cores).unwrap_or(u16::MAX),
         threads: 1,
         ram: ram.iter().map(|(start, len)| *start..start + len).collect(),
     };
