@@ -12,7 +12,7 @@ use crate::cases::{self, Case, HostKind};
 use crate::nested::{self, Host, Running};
 use crate::packages::Cache;
 use crate::storage::{self, Storage};
-use crate::{Result, fail, formats, images, kvm, network};
+use crate::{Result, fail, formats, images, kvm, network, pc_images};
 
 /// Time in which L1 must be ready for its first test.
 const START_LIMIT: Duration = Duration::from_secs(600);
@@ -106,6 +106,7 @@ pub fn prepare() -> Result<ExitCode> {
     images::guests(&cache)?;
     images::tools(&cache)?;
     formats::build(&cache)?;
+    pc_images::build(&cache)?;
     storage::build(&cache, "6.12")?;
     network::KIT.build(&cache, "6.12")?;
     for (label, _) in images::GUEST_KERNELS {
@@ -296,6 +297,8 @@ struct Material {
     formats: Option<PathBuf>,
     storage: Option<Storage>,
     network: Option<PathBuf>,
+    /// The disk of a PC.
+    pc: Option<PathBuf>,
     /// Label of the nested host's kernel.
     kernel: &'static str,
 }
@@ -311,10 +314,12 @@ impl Material {
         let kernel = if needs(HostKind::WithoutXen) { "6.1" } else { "6.12" };
         let storage = if needs(HostKind::Storage) { Some(storage::build(&cache, kernel)?) } else { None };
         let network = if needs(HostKind::Network) { Some(network::KIT.build(&cache, kernel)?) } else { None };
+        let pc = cases.iter().any(|case| ["pc-linux", "pc-reboots"].contains(&case.test.name));
+        let pc = if pc { Some(pc_images::build(&cache)?) } else { None };
         if place == Place::Nested {
             images::l1(&cache, kernel)?;
         }
-        Ok(Material { cache, tools, formats, storage, network, kernel })
+        Ok(Material { cache, tools, formats, storage, network, pc, kernel })
     }
 }
 
@@ -395,6 +400,9 @@ impl Station {
                 if let Some(storage) = &material.storage {
                     host.archives.push(storage.archive.clone());
                     host.files.push(("/tests/fio".to_owned(), storage.fio.clone()));
+                }
+                if let Some(pc) = &material.pc {
+                    host.files.push(("/tests/pc/disk.img".to_owned(), pc.join("disk.img")));
                 }
                 host.archives.extend(material.network.clone());
                 material.kernel.clone_into(&mut host.kernel);

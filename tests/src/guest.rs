@@ -29,6 +29,7 @@ pub struct Spec {
     vcpus: usize,
     command_line: String,
     arguments: Vec<String>,
+    pc: bool,
 }
 
 impl Spec {
@@ -45,7 +46,13 @@ impl Spec {
             vcpus,
             command_line: "console=hvc0 quiet panic=-1 mitigations=off xvmm.agent".to_owned(),
             arguments: Vec::new(),
+            pc: false,
         }
+    }
+
+    /// A PC that starts its firmware.
+    pub fn pc(folder: &Path, vcpus: usize) -> Spec {
+        Spec { pc: true, ..Spec::new(folder, "", vcpus) }
     }
 
     /// Adds `--disk`.
@@ -163,11 +170,19 @@ impl Spec {
     /// The command that starts xvmm.
     pub fn command(&self) -> Command {
         let mut command = xvmm(&self.folder);
-        command.arg("--kernel").arg(&self.kernel);
-        if let Some(initrd) = &self.initrd {
+        if self.pc {
+            let roms = [("--bios", "bios.bin"), ("--vgabios", "vgabios.bin")];
+            command
+                .arg("--hvm")
+                .args(roms.iter().flat_map(|(flag, file)| [(*flag).into(), tools().join(file)]));
+        } else {
+            command.arg("--kernel").arg(&self.kernel).args(["--cmdline", &self.command_line]);
+        }
+        if !self.pc
+            && let Some(initrd) = &self.initrd
+        {
             command.arg("--initrd").arg(initrd);
         }
-        command.args(["--cmdline", &self.command_line]);
         command.args(["--memory", &self.memory, "--vcpus", &self.vcpus.to_string()]);
         if let Some(name) = &self.name {
             command.args(["--name", name]);

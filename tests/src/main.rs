@@ -20,6 +20,7 @@ mod kvm;
 mod nested;
 mod network;
 mod packages;
+mod pc_images;
 mod program;
 mod records;
 mod runner;

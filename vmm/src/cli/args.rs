@@ -140,6 +140,9 @@ pub(super) struct RunArgs {
     /// The PC's APICs: on or off
     #[arg(long, value_name = "SWITCH", default_value = "on", requires = "hvm")]
     pub(super) apic: String,
+    /// The PC's event timer (HPET): on or off
+    #[arg(long, value_name = "SWITCH", default_value = "off", requires = "hvm")]
+    pub(super) hpet: String,
     /// The PC's processor: host, or xp for one that Windows XP knows
     #[arg(long, value_name = "MODEL", default_value = "host", requires = "hvm")]
     pub(super) cpu: String,

@@ -35,6 +35,7 @@ fn describe(args: RunArgs, run_dir: PathBuf) -> Result<DomainConfig, ConfigError
                 bios: args.bios.unwrap_or_else(|| DEFAULT_BIOS.into()),
                 acpi: parse_switch("--acpi", &args.acpi)?,
                 vgabios: args.vgabios.unwrap_or_else(|| DEFAULT_VGABIOS.into()),
+                hpet: parse_switch("--hpet", &args.hpet)?,
                 localtime: args.localtime,
                 boot: args.boot,
                 apic: parse_switch("--apic", &args.apic)?,

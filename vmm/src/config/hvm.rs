@@ -48,6 +48,8 @@ pub struct HvmConfig {
     pub acpi: bool,
     /// With APICs.
     pub apic: bool,
+    /// With an event timer (HPET).
+    pub hpet: bool,
     /// The screen's firmware.
     pub vgabios: PathBuf,
     /// The clock shows the host's time zone, as Windows likes it.
@@ -66,6 +68,7 @@ impl Default for HvmConfig {
             bios: DEFAULT_BIOS.into(),
             acpi: true,
             apic: true,
+            hpet: false,
             vgabios: DEFAULT_VGABIOS.into(),
             localtime: false,
             boot: "cdn".into(),

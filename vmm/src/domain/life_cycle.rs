@@ -241,7 +241,10 @@ impl Domain {
         console.attach(&config.console)?;
         console.listen(&folder.console_socket())?;
         let early = console.early_output();
-        machine.set_early_output(Box::new(move |text| early.write(text)));
+        machine.set_early_output(Box::new(move |text| match text {
+            [] => early.wake(),
+            text => early.write(text),
+        }));
 
         let socket = folder.xenstored_socket();
         let mut store =
@@ -290,11 +293,14 @@ impl Domain {
                     apic: hvm.apic,
                     localtime: hvm.localtime,
                     boot: firmware::boot_order(&hvm.boot),
+                    hpet: hvm.hpet,
                 };
                 let board = Board::build(&machine, &board, drives, &mut timers)?;
                 if let Some(display) = display {
                     display.connect(Box::new(board.screen()), Arc::new(board.input()));
                 }
+                let serial = Arc::clone(&board);
+                console.set_serial(move |bytes| serial.type_in(bytes));
                 (Layout::PC.memmap(config.memory), None, Some(board))
             }
         };

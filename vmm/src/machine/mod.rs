@@ -232,7 +232,8 @@ pub struct Machine {
     early: OnceLock<EarlyOutput>,
 }
 
-/// Takes early console output of the guest, from any vCPU thread, without blocking.
+/// Takes early console output of the guest, from any vCPU thread, without blocking. Nothing at all: the guest's serial
+/// port has room for input again.
 pub type EarlyOutput = Box<dyn Fn(&[u8]) + Send + Sync>;
 
 impl Machine {

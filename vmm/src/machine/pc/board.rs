@@ -12,13 +12,17 @@ use devices::chipset::{
 use devices::ide::{self, Attachment, Ide, Identity, Place};
 use devices::memory::{PAGE_SIZE, SharedPages};
 use devices::pc::cmos::BootDevice;
+use devices::pc::hpet::HPET_BLOCK_ID;
 use devices::pc::i8042::Ps2Input;
+use devices::pc::rtc::RTC_IRQ;
 use devices::pci::{PciBus, PciFunction};
 use devices::vga::VgaScreen;
 use kvm_ioctls::VmFd;
 
 use super::super::memory::{Access, Layout};
 use super::super::{Exits, Machine, MachineError, Topology, vcpu::StopSignal};
+use super::boot_order;
+use super::hpet::{self, Gate};
 use super::legacy::{self, Legacy};
 use super::mapper::Mapper;
 use super::shadow::ShadowMap;
@@ -37,6 +41,8 @@ mod item {
     pub(super) const CPUS: u16 = 5;
     pub(super) const BOOT_MENU: u16 = 0x0e;
     pub(super) const MAX_CPUS: u16 = 0x0f;
+    /// With more than 255 processors SeaBIOS makes neither an MP table nor a $PIR of its own.
+    pub(super) const NO_TABLES: u16 = 256;
     /// The interval timer is at pin 2 of the I/O APIC.
     pub(super) const IRQ0_OVERRIDE: u16 = 0x8002;
 }
@@ -67,6 +73,8 @@ pub struct BoardConfig<'a> {
     pub localtime: bool,
     /// What is booted from, in this order.
     pub boot: Vec<BootDevice>,
+    /// With an event timer.
+    pub hpet: bool,
 }
 
 /// A drive of the IDE controller.
@@ -95,9 +103,9 @@ impl PowerSwitch for Switch {
 }
 
 /// An input of KVM's interrupt controllers.
-struct Input {
-    vm: Arc<VmFd>,
-    irq: u32,
+pub(super) struct Input {
+    pub(super) vm: Arc<VmFd>,
+    pub(super) irq: u32,
 }
 
 impl IrqLine for Input {
@@ -172,8 +180,13 @@ impl Board {
         let host: Shared<dyn PciFunction> = Arc::new(Mutex::new(HostBridge::new(Arc::clone(&shadow) as _)));
         pci.add(0, 0, host);
         pci.add(PIIX_DEVICE, 0, Arc::clone(&bridge) as _);
-        let lines = (&router, &switch);
+        let clock_line = Gate::new(router.isa(RTC_IRQ));
+        let lines = (&router, &switch, Arc::clone(&clock_line) as _);
+        if config.hpet {
+            hpet::build(machine, &mapper, &router, clock_line, timers)?;
+        }
         let legacy = legacy::build(machine, config, &mapper, lines, timers, &mut pci)?;
+        let order = boot_order::paths(&config.boot, &drives);
         let mut ide = Ide::new(&machine.ram, ide::IRQS.map(|irq| router.isa(irq)));
         for Drive { place, what, identity } in drives {
             if !ide.attach(place, what, identity) {
@@ -208,7 +221,9 @@ impl Board {
         };
 
         let pins = pci.pins().map(|(device, function, pin)| PciPin { device, function, pin }).collect();
-        let fw_cfg: Shared = Arc::new(Mutex::new(fw_cfg(machine, config, pins)?));
+        let mut fw_cfg = fw_cfg(machine, config, pins)?;
+        fw_cfg.add_file("bootorder", order).map_err(failed)?;
+        let fw_cfg: Shared = Arc::new(Mutex::new(fw_cfg));
         let ports: Shared = Arc::new(Mutex::new(PciPorts { pci, bridge }));
         mapper.ports.map(PCI_PORTS.0, PCI_PORTS.1, &ports, 0);
         let debug = |name| -> Shared {
@@ -275,7 +290,7 @@ fn fw_cfg(machine: &Machine, config: &BoardConfig, pins: Vec<PciPin>) -> Result<
     device.add(item::UUID, config.uuid);
     device.add(item::RAM_SIZE, config.memory.to_le_bytes());
     device.add(item::CPUS, cpus);
-    device.add(item::MAX_CPUS, cpus);
+    device.add(item::MAX_CPUS, item::NO_TABLES.to_le_bytes());
     device.add(item::BOOT_MENU, 0u16.to_le_bytes());
     device.add(item::IRQ0_OVERRIDE, 1u32.to_le_bytes());
     let mut map = Vec::new();
@@ -290,7 +305,6 @@ fn fw_cfg(machine: &Machine, config: &BoardConfig, pins: Vec<PciPin>) -> Result<
     let (start, end) = Layout::PC.reserved();
     range(start, end - start, E820_RESERVED);
     device.add_file("etc/e820", map).map_err(failed)?;
-    device.add_file("etc/max-cpus", u64::from(config.vcpus).to_le_bytes()).map_err(failed)?;
     device.add_file("etc/system-states", SYSTEM_STATES).map_err(failed)?;
     // Without anything to boot from the firmware waits, rather than to start over.
     device.add_file("etc/boot-fail-wait", u32::MAX.to_le_bytes()).map_err(failed)?;
@@ -312,6 +326,7 @@ fn add_tables(
         pins,
         acpi: config.acpi,
         apic: config.apic,
+        hpet: config.hpet.then_some(HPET_BLOCK_ID),
         ..HvmTopology::new(config.vcpus, low_ram_end)
     };
     for (name, bytes) in topology.tables().map_err(failed)?.fw_cfg() {

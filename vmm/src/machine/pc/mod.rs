@@ -1,6 +1,8 @@
 //! A PC: KVM's interrupt controllers and interval timer, the chip set's devices, firmware.
 
 mod board;
+mod boot_order;
+mod hpet;
 mod legacy;
 mod mapper;
 mod shadow;
