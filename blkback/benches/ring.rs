@@ -150,7 +150,7 @@ struct Slot {
 
 fn rings(path: &Path, load: Load, queues: usize) -> Run {
     let mut device = BlockDevice::new(config(false), DiskImage::open(path, false).unwrap());
-    let guest = FakeGuest::new(queues * load.depth * (load.block / PAGE_SIZE + 1) + 64);
+    let guest = FakeGuest::with_huge_pages(queues * load.depth * (load.block / PAGE_SIZE + 1) + 64);
     let mut front = Front::of(guest, Protocol::X86_64, 1, queues as u32);
     front.guest.delivery.offer_notifiers();
     front.connect(&mut device);
@@ -217,7 +217,7 @@ fn slot(front: &mut Front, load: Load, lane: usize) -> Slot {
 /// grants does.
 fn page_costs() -> [f64; 2] {
     const PAGES: usize = 8192;
-    let mut guest = FakeGuest::new(PAGES + 64);
+    let mut guest = FakeGuest::with_huge_pages(PAGES + 64);
     let pages: Vec<_> = (0..PAGES).map(|_| guest.granted_page()).collect();
     pages.iter().for_each(|(frame, _)| guest.write(*frame, 0, &[1; PAGE_SIZE]));
     let grants = std::sync::Arc::clone(&guest.domain.grants);

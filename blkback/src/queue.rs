@@ -28,6 +28,8 @@ const RETRY_HELD: Duration = Duration::from_secs(1);
 /// What ends with the call that starts it has ended before that call begins to sleep: a sleep of this length tells it
 /// from the rest, which the next requests must not wait for.
 const NEAR: Duration = Duration::from_micros(20);
+/// A frontend that is awake may see so many answers of a batch before the rest of them.
+const SHOWN: usize = 4;
 /// The size of the storage is looked at with a wake-up, but not more often than this.
 const RESCAN: Duration = Duration::from_millis(100);
 
@@ -445,8 +447,12 @@ impl<E: Engine> Queue<E> {
         self.retry_held();
         let mut done = std::mem::take(&mut self.completions);
         self.engine.completions(&mut done);
-        for completion in done.drain(..) {
+        for (number, completion) in done.drain(..).enumerate() {
             self.complete(completion);
+            // A frontend that is awake has work to do while the others of a batch are answered.
+            if number % SHOWN == SHOWN - 1 {
+                self.ring.show();
+            }
         }
         self.completions = done;
         self.feed();

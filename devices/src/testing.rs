@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst, fenc
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::memory::{GuestRam, PAGE_SIZE, SharedPages};
@@ -104,6 +104,8 @@ impl EventDelivery for RecordedDelivery {
     }
 }
 
+const HUGE_PAGE: usize = 2 << 20;
+
 /// A guest of a few pages that a test plays the frontend of.
 #[derive(Debug)]
 pub struct FakeGuest {
@@ -130,6 +132,16 @@ impl FakeGuest {
             kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
         };
         Self { ram, domain, delivery, keys: Default::default(), next_page: 1, next_gref: 8 }
+    }
+
+    /// A guest whose RAM is in huge pages where the host has them, as xvmm's is: what benchmarks play with.
+    pub fn with_huge_pages(pages: usize) -> Self {
+        // No page of it shall be outside of a huge one.
+        let guest = Self::new(pages.next_multiple_of(HUGE_PAGE / PAGE_SIZE));
+        let ram = guest.ram.iter().next().unwrap();
+        // SAFETY: advice for a mapping.
+        unsafe { libc::madvise(ram.as_ptr().cast(), ram.size(), libc::MADV_HUGEPAGE) };
+        guest
     }
 
     /// Takes an unused page of RAM: its frame number.

@@ -23,7 +23,8 @@ fuzz_target!(|data: &[u8]| {
         match tag & 7 {
             // A disc, or none: nothing is under way meanwhile but by chance.
             0 => {
-                let disc = (tag & 8 == 0).then(|| Manual::new(input.number() % (1 << 34), 0) as std::sync::Arc<dyn Medium>);
+                let disc = (tag & 8 == 0)
+                    .then(|| Manual::new(input.number() % (1 << 34), 0) as std::sync::Arc<dyn Medium>);
                 let _ = rig.ide.change_medium(Place { channel: 1, unit: 0 }, disc, tag & 16 != 0);
             }
             1 => {

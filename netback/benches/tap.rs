@@ -109,15 +109,6 @@ impl Layout {
     }
 }
 
-/// A guest whose RAM is in huge pages where the host has them, as xvmm's is.
-fn guest() -> FakeGuest {
-    let guest = FakeGuest::new(RAM / PAGE);
-    let ram = guest.ram.get_host_address(GuestAddress(0)).unwrap();
-    // SAFETY: advice for a mapping.
-    unsafe { libc::madvise(ram.cast(), RAM, libc::MADV_HUGEPAGE) };
-    guest
-}
-
 impl Load {
     /// Behind its header, as a tap takes and gives it.
     fn with_header(&self) -> Vec<u8> {
@@ -283,7 +274,7 @@ unsafe impl Send for Memory {}
 
 impl Memory {
     fn new(load: &Load, count: usize, as_guest: bool) -> Self {
-        let mut guest = guest();
+        let mut guest = FakeGuest::with_huge_pages(RAM / PAGE);
         let placed = load.layout.place(&mut guest, load, count);
         let header = load.with_header()[..VNET_HDR].to_vec();
         let ram = guest.ram.get_host_address(GuestAddress(0)).unwrap();
@@ -471,7 +462,7 @@ impl Front {
         if !io_uring {
             device = device.without_io_uring();
         }
-        let mut guest = guest();
+        let mut guest = FakeGuest::with_huge_pages(RAM / PAGE);
         guest.delivery.offer_notifiers();
         let (tx, rx) = (Ring::new(&mut guest, TX_ENTRY), Ring::new(&mut guest, RX_ENTRY));
         let (tx_port, rx_port) = (guest.alloc_port(), guest.alloc_port());

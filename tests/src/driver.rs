@@ -12,7 +12,7 @@ use crate::cases::{self, Case, HostKind};
 use crate::nested::{self, Host, Running};
 use crate::packages::Cache;
 use crate::storage::{self, Storage};
-use crate::{Result, fail, formats, images, kvm, network, pc};
+use crate::{Result, fail, formats, images, kvm, network, pc_images, pvhvm_images};
 
 /// Time in which L1 must be ready for its first test.
 const START_LIMIT: Duration = Duration::from_secs(600);
@@ -106,7 +106,8 @@ pub fn prepare() -> Result<ExitCode> {
     images::guests(&cache)?;
     images::tools(&cache)?;
     formats::build(&cache)?;
-    pc::build(&cache)?;
+    pc_images::build(&cache)?;
+    pvhvm_images::build(&cache)?;
     storage::build(&cache, "6.12")?;
     network::KIT.build(&cache, "6.12")?;
     for (label, _) in images::GUEST_KERNELS {
@@ -295,9 +296,12 @@ struct Material {
     cache: Cache,
     tools: PathBuf,
     formats: Option<PathBuf>,
-    pc: Option<PathBuf>,
     storage: Option<Storage>,
     network: Option<PathBuf>,
+    /// The disk of a PC.
+    pc: Option<PathBuf>,
+    /// The disks of PCs with PV drivers.
+    pvhvm: Option<PathBuf>,
     /// Label of the nested host's kernel.
     kernel: &'static str,
 }
@@ -309,16 +313,18 @@ impl Material {
         let tools = images::tools(&cache)?;
         let formats = cases.iter().any(|case| case.test.name == "formats");
         let formats = if formats { Some(formats::build(&cache)?) } else { None };
-        let pc = cases.iter().any(|case| case.test.name.starts_with("pc-pvhvm"));
-        let pc = if pc { Some(pc::build(&cache)?) } else { None };
         let needs = |kind| cases.iter().any(|case| case.test.host == kind);
         let kernel = if needs(HostKind::WithoutXen) { "6.1" } else { "6.12" };
         let storage = if needs(HostKind::Storage) { Some(storage::build(&cache, kernel)?) } else { None };
         let network = if needs(HostKind::Network) { Some(network::KIT.build(&cache, kernel)?) } else { None };
+        let pc = cases.iter().any(|case| ["pc-linux", "pc-reboots"].contains(&case.test.name));
+        let pc = if pc { Some(pc_images::build(&cache)?) } else { None };
+        let pvhvm = cases.iter().any(|case| case.test.name.starts_with("pc-pvhvm"));
+        let pvhvm = if pvhvm { Some(pvhvm_images::build(&cache)?) } else { None };
         if place == Place::Nested {
             images::l1(&cache, kernel)?;
         }
-        Ok(Material { cache, tools, formats, pc, storage, network, kernel })
+        Ok(Material { cache, tools, formats, storage, network, pc, pvhvm, kernel })
     }
 }
 
@@ -396,12 +402,15 @@ impl Station {
                 if let Some(formats) = &material.formats {
                     host.take(formats, "/tests/formats")?;
                 }
-                if let Some(pc) = &material.pc {
-                    host.take(pc, "/tests/pc")?;
+                if let Some(pvhvm) = &material.pvhvm {
+                    host.take(pvhvm, "/tests/pvhvm")?;
                 }
                 if let Some(storage) = &material.storage {
                     host.archives.push(storage.archive.clone());
                     host.files.push(("/tests/fio".to_owned(), storage.fio.clone()));
+                }
+                if let Some(pc) = &material.pc {
+                    host.files.push(("/tests/pc/disk.img".to_owned(), pc.join("disk.img")));
                 }
                 host.archives.extend(material.network.clone());
                 material.kernel.clone_into(&mut host.kernel);

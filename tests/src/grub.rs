@@ -10,7 +10,18 @@ use crate::{Result, check, images};
 
 /// What is in GRUB's image, so that it needs no files of its own but `/boot/grub/grub.cfg`.
 const MODULES: [&str; 12] = [
-    "biosdisk", "part_msdos", "ext2", "normal", "configfile", "linux", "linux16", "boot", "echo", "test", "serial", "halt",
+    "biosdisk",
+    "part_msdos",
+    "ext2",
+    "normal",
+    "configfile",
+    "linux",
+    "linux16",
+    "boot",
+    "echo",
+    "test",
+    "serial",
+    "halt",
 ];
 const SECTOR: u64 = 512;
 /// Where the first partition begins, in sectors. GRUB's image lies before it, from the second sector on.

@@ -25,12 +25,12 @@ pub struct Spec {
     name: Option<String>,
     kernel: PathBuf,
     /// Firmware of machine and screen, in place of the kernel.
-    firmware: Option<[PathBuf; 2]>,
     initrd: Option<PathBuf>,
     memory: String,
     vcpus: usize,
     command_line: String,
     arguments: Vec<String>,
+    pc: bool,
 }
 
 impl Spec {
@@ -42,13 +42,18 @@ impl Spec {
             folder: folder.to_owned(),
             name: None,
             kernel: material.join("vmlinuz"),
-            firmware: None,
             initrd: Some(material.join("initrd")),
             memory: "256M".to_owned(),
             vcpus,
             command_line: "console=hvc0 quiet panic=-1 mitigations=off xvmm.agent".to_owned(),
             arguments: Vec::new(),
+            pc: false,
         }
+    }
+
+    /// A PC that starts its firmware.
+    pub fn pc(folder: &Path, vcpus: usize) -> Spec {
+        Spec { pc: true, ..Spec::new(folder, "", vcpus) }
     }
 
     /// Adds `--disk`.
@@ -88,12 +93,6 @@ impl Spec {
     /// Sets `--kernel`.
     pub fn kernel(mut self, kernel: impl Into<PathBuf>) -> Spec {
         self.kernel = kernel.into();
-        self
-    }
-
-    /// A PC (`--hvm`) that starts this firmware of machine and screen in place of a kernel.
-    pub fn firmware(mut self, bios: &Path, vgabios: &Path) -> Spec {
-        self.firmware = Some([bios.to_owned(), vgabios.to_owned()]);
         self
     }
 
@@ -172,14 +171,18 @@ impl Spec {
     /// The command that starts xvmm.
     pub fn command(&self) -> Command {
         let mut command = xvmm(&self.folder);
-        if let Some([bios, vgabios]) = &self.firmware {
-            command.arg("--hvm").arg("--bios").arg(bios).arg("--vgabios").arg(vgabios);
+        if self.pc {
+            let roms = [("--bios", "bios.bin"), ("--vgabios", "vgabios.bin")];
+            command
+                .arg("--hvm")
+                .args(roms.iter().flat_map(|(flag, file)| [(*flag).into(), tools().join(file)]));
         } else {
-            command.arg("--kernel").arg(&self.kernel);
-            if let Some(initrd) = &self.initrd {
-                command.arg("--initrd").arg(initrd);
-            }
-            command.args(["--cmdline", &self.command_line]);
+            command.arg("--kernel").arg(&self.kernel).args(["--cmdline", &self.command_line]);
+        }
+        if !self.pc
+            && let Some(initrd) = &self.initrd
+        {
+            command.arg("--initrd").arg(initrd);
         }
         command.args(["--memory", &self.memory, "--vcpus", &self.vcpus.to_string()]);
         if let Some(name) = &self.name {

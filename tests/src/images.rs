@@ -36,6 +36,9 @@ pub const ORDER: &str = "/lib/modules/order";
 /// The dynamic loader of x86-64.
 pub const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 
+/// A boot sector, which GNU as and ld of the package binutils make.
+const BOOT_SECTOR: &str = include_str!("../assets/pc-tables.S");
+
 const GUEST_INIT: &str = include_str!("../assets/guest-init");
 const L1_INIT: &str = include_str!("../assets/l1-init");
 
@@ -96,15 +99,30 @@ pub fn l1(cache: &Cache, label: &str) -> Result<PathBuf> {
 /// xenstore, GRUB as a PVH guest (`grub-pvh`) and on a CD-ROM, and the firmware of a PC.
 pub fn tools(cache: &Cache) -> Result<PathBuf> {
     let folder = cache.path("tools");
-    build_once(&folder, &format!("{TOOLS:?}"), || {
+    build_once(&folder, &format!("{TOOLS:?}{BOOT_SECTOR}"), || {
         for (package, from, to) in TOOLS {
             let to = folder.join(to);
             fs::create_dir_all(to.parent().unwrap_or(&folder))?;
             fs::copy(cache.package(package)?.join(from), to)?;
         }
+        boot_sector(BOOT_SECTOR, &folder.join("pc-tables.bin"))?;
         Ok(())
     })?;
     Ok(folder)
+}
+
+/// Makes the 512 bytes of a boot sector.
+fn boot_sector(source: &str, to: &Path) -> Result<()> {
+    let [text, object] = ["S", "o"].map(|suffix| to.with_extension(suffix));
+    fs::write(&text, source)?;
+    run(Command::new("as").arg("--32").arg("-o").arg(&object).arg(&text))?;
+    run(Command::new("ld")
+        .args(["-m", "elf_i386", "-Ttext", "0x7c00", "--oformat", "binary", "-o"])
+        .arg(to)
+        .arg(&object))?;
+    fs::remove_file(text)?;
+    fs::remove_file(object)?;
+    Ok(())
 }
 
 /// Adds a program and the shared libraries that it needs.
@@ -153,15 +171,19 @@ pub fn linked_program(archive: &mut Archive, path: &str, program: &Path, folders
 
 /// What every image begins with: busybox, device nodes, and the given /init.
 pub fn base(cache: &Cache, init: &str) -> Result<Archive> {
-    let busybox = cache.package("busybox-static")?.join("bin/busybox");
+    base_of(&cache.package("busybox-static")?.join("bin/busybox"), init)
+}
+
+/// The same with this busybox.
+pub fn base_of(busybox: &Path, init: &str) -> Result<Archive> {
     let mut archive = Archive::default();
     for folder in ["/bin", "/sbin", "/dev", "/proc", "/sys", "/tmp", "/run", "/etc", "/mnt", "/root"] {
         archive.directory(folder);
     }
     archive.character_device("/dev/console", 5, 1);
     archive.character_device("/dev/null", 1, 3);
-    archive.copy("/bin/busybox", &busybox)?;
-    for applet in run(Command::new(&busybox).arg("--list"))?.lines().filter(|name| *name != "busybox") {
+    archive.copy("/bin/busybox", busybox)?;
+    for applet in run(Command::new(busybox).arg("--list"))?.lines().filter(|name| *name != "busybox") {
         archive.symlink(&format!("/bin/{applet}"), "busybox");
     }
     archive.file("/init", 0o755, init.as_bytes());

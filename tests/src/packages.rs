@@ -71,6 +71,67 @@ impl Cache {
         Ok(unpacked)
     }
 
+    /// As [`Cache::package`], for 32-bit processors.
+    pub fn foreign(&self, name: &str) -> Result<PathBuf> {
+        let unpacked = self.root.join("i386/unpacked").join(name);
+        if unpacked.is_dir() {
+            return Ok(unpacked);
+        }
+        let debs = self.root.join("i386/debs");
+        fs::create_dir_all(&debs)?;
+        eprintln!("fetching the Debian package {name} for i386");
+        let download = || self.foreign_apt(&["download", name]);
+        if download().is_err() {
+            // Other sources of this machine may have nothing for this architecture.
+            let _ = self.foreign_apt(&["update"]);
+            download()?;
+        }
+        let Some(archive) = first_archive(&debs, name)? else {
+            return fail!("apt-get download {name} left no package file");
+        };
+        let partial = unpacked.with_extension("partial");
+        let _ = fs::remove_dir_all(&partial);
+        fs::create_dir_all(&partial)?;
+        run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&partial))?;
+        fs::rename(&partial, &unpacked)?;
+        Ok(unpacked)
+    }
+
+    /// apt-get with this machine's sources, as if it had another architecture.
+    fn foreign_apt(&self, words: &[&str]) -> Result<()> {
+        let root = self.root.join("i386");
+        for folder in ["lists/partial", "archives/partial", "debs"] {
+            fs::create_dir_all(root.join(folder))?;
+        }
+        fs::write(root.join("status"), "")?;
+        let mut command = Command::new("apt-get");
+        command.args(["-q", "-y", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=root"]);
+        command.args(["-o", "APT::Architecture=i386", "-o", "APT::Architectures=i386"]);
+        for (option, place) in [
+            ("Dir::State::lists", "lists"),
+            ("Dir::State::status", "status"),
+            ("Dir::Cache::archives", "archives"),
+            ("Dir::Cache", ""),
+        ] {
+            command.arg("-o").arg(format!("{option}={}", root.join(place).display()));
+        }
+        run(command.args(words).current_dir(root.join("debs")))?;
+        Ok(())
+    }
+
+    /// As [`Cache::kernel`], for 32-bit processors.
+    pub fn foreign_kernel(&self, name: &str) -> Result<Kernel> {
+        self.foreign(name)?;
+        let Some(archive) = first_archive(&self.root.join("i386/debs"), name)? else {
+            return fail!("the package {name} is gone from the cache; remove its folder i386");
+        };
+        let depends = run(Command::new("dpkg-deb").arg("-f").arg(archive).arg("Depends"))?;
+        let Some(package) = depends.split([' ', ',']).find(|word| word.starts_with("linux-image-")) else {
+            return fail!("the package {name} names no kernel: {depends}");
+        };
+        Kernel::find(package, &self.foreign(package)?)
+    }
+
     /// Where the libraries of a package are.
     pub fn libraries(&self, name: &str) -> Result<[PathBuf; 2]> {
         let root = self.package(name)?;
@@ -88,29 +149,11 @@ impl Cache {
                 package
             }
         };
-        let root = self.package(&package)?;
-        let release = package.trim_start_matches("linux-image-").to_owned();
-        let image = root.join("boot").join(format!("vmlinuz-{release}"));
-        let modules = ["lib/modules", "usr/lib/modules"]
-            .iter()
-            .map(|folder| root.join(folder).join(&release))
-            .find(|folder| folder.is_dir());
-        match modules {
-            Some(modules) if image.is_file() => Ok(Kernel { release, image, modules }),
-            _ => fail!("the package {package} holds no kernel {release} with its modules"),
-        }
+        Kernel::find(&package, &self.package(&package)?)
     }
 
     fn archive(&self, name: &str) -> Result<Option<PathBuf>> {
-        let prefix = format!("{name}_");
-        for entry in fs::read_dir(self.root.join("debs"))? {
-            let path = entry?.path();
-            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if file.starts_with(&prefix) && file.ends_with(".deb") {
-                return Ok(Some(path));
-            }
-        }
-        Ok(None)
+        first_archive(&self.root.join("debs"), name)
     }
 
     fn download(&self, name: &str) -> Result<()> {
@@ -194,7 +237,42 @@ impl Apt {
     }
 }
 
+/// The file of the package `name` in a folder.
+fn first_archive(folder: &Path, name: &str) -> Result<Option<PathBuf>> {
+    let prefix = format!("{name}_");
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if file.starts_with(&prefix) && file.ends_with(".deb") {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
 impl Kernel {
+    /// The kernel of a package that is unpacked at `root`.
+    fn find(package: &str, root: &Path) -> Result<Kernel> {
+        let release = package.trim_start_matches("linux-image-").to_owned();
+        let image = root.join("boot").join(format!("vmlinuz-{release}"));
+        let modules = ["lib/modules", "usr/lib/modules"]
+            .iter()
+            .map(|folder| root.join(folder).join(&release))
+            .find(|folder| folder.is_dir());
+        match modules {
+            Some(modules) if image.is_file() => Ok(Kernel { release, image, modules }),
+            _ => fail!("the package {package} holds no kernel {release} with its modules"),
+        }
+    }
+
+    /// Whether there is such a module; if not, the kernel has it built in, or not at all.
+    pub fn has(&self, name: &str) -> bool {
+        let mut files = Vec::new();
+        let name = name.replace('-', "_");
+        list_modules(&self.modules.join("kernel"), &mut files).is_ok()
+            && files.iter().any(|file| module_name(file) == name)
+    }
+
     /// The named modules and what they need, uncompressed, in the order of loading.
     pub fn modules(&self, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
         let mut files = Vec::new();

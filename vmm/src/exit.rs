@@ -79,6 +79,7 @@ statuses! {
     KvmNotPermitted = 41 "/dev/kvm may not be opened";
     KvmUnusable = 42 "/dev/kvm cannot run guests";
     KvmNoXen = 43 "KVM has no Xen support and this guest needs it";
+    KvmNoViridian = 44 "KVM lacks what --viridian asks for";
     NameTaken = 50 "a running domain has the name";
     InvalidName = 51 "the name breaks the rules";
     NoSuchDomain = 52 "no running domain has this name or id";
@@ -360,6 +361,7 @@ impl From<MachineError> for Failure {
             MachineError::KvmNotPermitted => ExitStatus::KvmNotPermitted,
             MachineError::KvmUnable(_) => ExitStatus::KvmUnusable,
             MachineError::NoXen(_) => ExitStatus::KvmNoXen,
+            MachineError::NoViridian(_) => ExitStatus::KvmNoViridian,
             MachineError::TooManyVcpus { .. } | MachineError::AcpiTooLong(_) => ExitStatus::TooManyVcpus,
             MachineError::Memory(_) | MachineError::Kvm { .. } => ExitStatus::HostError,
             MachineError::Cpuid(_) => ExitStatus::Internal,

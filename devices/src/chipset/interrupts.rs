@@ -188,7 +188,10 @@ mod tests {
         line.set(true);
         assert_eq!((taken(&log), router.input_of(4, 3)), (vec![], None));
         router.route(2, Some(5));
-        assert_eq!((router.input_of(4, 3), router.input_of(1, 0), router.input_of(3, 1)), (Some(5), Some(9), None));
+        assert_eq!(
+            (router.input_of(4, 3), router.input_of(1, 0), router.input_of(3, 1)),
+            (Some(5), Some(9), None)
+        );
         assert_eq!(taken(&log), [(5, true)]);
         router.route(2, Some(10));
         assert_eq!(taken(&log), [(5, false), (10, true)]);

@@ -84,6 +84,24 @@ pub enum ChangeError {
     Locked,
 }
 
+/// The tray of a CD-ROM drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tray {
+    /// It is open: the guest has opened it, or the host has taken the disc out.
+    pub open: bool,
+    /// The guest does not want the disc to be taken out.
+    pub locked: bool,
+    /// There is a disc, whether the tray is open or not.
+    pub disc: bool,
+}
+
+impl Tray {
+    /// Whether the host may not change the disc without force.
+    pub fn keeps_disc(self) -> bool {
+        self.locked && self.disc && !self.open
+    }
+}
+
 /// The controller.
 pub struct Ide {
     config: Config,
@@ -121,27 +139,27 @@ impl Ide {
 
     /// Puts a disc into a CD-ROM drive, or takes it out (`None`). A drive that the guest has locked keeps its disc unless
     /// `force`, and the guest is told that the button was pressed.
+    ///
+    /// Returns the disc before, to be dropped when the controller is not locked: it may wait for a request of its own.
     pub fn change_medium(
         &mut self,
         place: Place,
         medium: Option<Arc<dyn Medium>>,
         force: bool,
-    ) -> Result<(), ChangeError> {
+    ) -> Result<Option<Arc<dyn Medium>>, ChangeError> {
         let mut channel = self.channel(place.channel).ok_or(ChangeError::NoDrive)?;
         let drive = channel.drives.get_mut(place.unit).and_then(Option::as_mut);
         let drive = drive.filter(|drive| drive.is_packet()).ok_or(ChangeError::NoDrive)?;
-        let old = drive.change(medium, force)?;
-        drop(channel);
-        // It may wait for a request of its own, whose end waits for the channel.
-        drop(old);
-        Ok(())
+        drive.change(medium, force)
     }
 
-    /// Whether the tray of a CD-ROM drive is open: the guest has opened it, or there is no disc.
-    pub fn is_tray_open(&self, place: Place) -> Option<bool> {
+    /// The tray of a CD-ROM drive.
+    pub fn tray(&self, place: Place) -> Option<Tray> {
         let channel = lock(self.channels.get(place.channel)?);
         let drive = channel.drives.get(place.unit)?.as_ref()?;
-        drive.is_packet().then_some(drive.atapi.tray_open)
+        let tray =
+            Tray { open: drive.atapi.tray_open, locked: drive.atapi.locked, disc: drive.medium.is_some() };
+        drive.is_packet().then_some(tray)
     }
 
     /// Takes all hard disks away, or all but the one at `keep`, for a guest that goes on with PV drivers. CD-ROM drives
@@ -149,7 +167,8 @@ impl Ide {
     pub fn unplug_disks(&mut self, keep: Option<Place>) {
         for (number, channel) in self.channels.iter().enumerate() {
             let mut channel = quiet(lock(channel));
-            let kept = |drive: &Drive| keep.is_some_and(|place| (place.channel, place.unit) == (number, drive.unit));
+            let kept =
+                |drive: &Drive| keep.is_some_and(|place| (place.channel, place.unit) == (number, drive.unit));
             let disk = |drive: &Drive| !drive.is_packet() && !kept(drive);
             let gone: Vec<Drive> =
                 channel.drives.iter_mut().filter_map(|drive| drive.take_if(|drive| disk(drive))).collect();

@@ -20,6 +20,9 @@ const FEMTOSECONDS: u64 = TICK * 1_000_000;
 const CAPABILITIES: u64 =
     FEMTOSECONDS << 32 | 0x8086 << 16 | 1 << 15 | 1 << 13 | (TIMERS as u64 - 1) << 8 | 1;
 const TIMERS: usize = 3;
+/// Low half of the capabilities register: what ACPI's HPET table names the block by.
+#[allow(clippy::cast_possible_truncation)]
+pub const HPET_BLOCK_ID: u32 = CAPABILITIES as u32;
 
 const REG_CONFIG: u64 = 0x10;
 const REG_STATUS: u64 = 0x20;

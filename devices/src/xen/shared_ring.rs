@@ -220,6 +220,12 @@ impl BackRing {
         new.wrapping_sub(event) < new.wrapping_sub(old)
     }
 
+    /// Shows the responses pushed so far to a frontend that looks at the ring just now, without a notification: that is
+    /// [`BackRing::publish`]'s, which has to follow.
+    pub fn show(&self) {
+        self.index(RSP_PROD).store(self.rsp_prod, Ordering::Release);
+    }
+
     /// Calls `f(page, offset in page, range of the entry, grants)` for each page that slot `index` touches.
     fn copy(
         &self,
@@ -482,6 +488,32 @@ mod tests {
         front.put(&guest, &entry(2));
         assert!(front.publish(&guest));
         assert!(back.final_check_for(3).unwrap());
+    }
+
+    #[test]
+    fn responses_that_were_shown_are_seen_and_notified_of_with_the_rest() {
+        for taken_early in [true, false] {
+            let (guest, mut front, mut back) = ring(1);
+            let mut request = [0; SIZE];
+            for n in 0..4 {
+                front.put(&guest, &entry(n));
+            }
+            front.publish(&guest);
+            while back.next_request(&mut request).unwrap() {}
+            back.push_response(&entry(0));
+            back.push_response(&entry(1));
+            back.show();
+            assert_eq!(front.rsp_prod(&guest), 2);
+            if taken_early {
+                assert!(front.take(&guest, SIZE).unwrap() == entry(0));
+                assert!(front.take(&guest, SIZE).unwrap() == entry(1));
+                // It sleeps until the third.
+                guest.write(front.frames[0], 12, &3u32.to_le_bytes());
+            }
+            back.push_response(&entry(2));
+            assert!(back.publish(), "it sleeps");
+            assert!(!back.publish(), "once");
+        }
     }
 
     #[test]

@@ -14,6 +14,8 @@ mod report;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 pub use load::{disk, net};
 pub use measure::inside;
@@ -33,6 +35,8 @@ const HOST_MIB: u32 = 4096;
 const TRIES: u32 = 4;
 /// What the kernel of a host says when a processor of it waits for ever for another one, which lost an interrupt.
 const LOCKUP: &str = "BUG: soft lockup";
+/// A host that says nothing for so long stands still: no figure takes longer ([`measure`]).
+const SILENCE: Duration = Duration::from_secs(240);
 /// Kinds of rounds: boots only, and load on disk and network.
 const BOOT: &str = "boot";
 const LOAD: &str = "load";
@@ -162,9 +166,13 @@ impl Side {
             return fail!("the benchmarks' host has no output");
         };
         let mut figures = Figures::default();
-        let mut reader = BufReader::new(output);
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line)? > 0 {
+        let (sender, lines) = mpsc::channel();
+        // It ends with the host's output, at the latest when this value is dropped.
+        std::thread::spawn(move || {
+            let lines = BufReader::new(output).split(b'\n').map_while(|line| line.ok());
+            lines.into_iter().try_for_each(|line| sender.send(line))
+        });
+        while let Ok(line) = lines.recv_timeout(SILENCE) {
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
             match text.split_once("@@ ").map(|(_, message)| message.split(' ').collect::<Vec<_>>()) {
                 Some(words) => match words.as_slice() {
@@ -190,7 +198,6 @@ impl Side {
                     }
                 }
             }
-            line.clear();
         }
         Ok(Err(()))
     }

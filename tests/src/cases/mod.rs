@@ -18,6 +18,7 @@ mod life;
 pub mod net;
 pub mod network;
 mod pc;
+mod programs;
 mod pvhvm;
 mod refusals;
 mod storage;
@@ -127,6 +128,13 @@ const TESTS: &[Test] = &[
     Test::new("eight-interfaces", SMALL, boot::eight_interfaces).single(),
     Test::new("grub", SMALL, boot::grub).single(),
     Test::new("pc-grub", SMALL, pc::grub).single(),
+    Test::new("pc-linux", SMALL, pc::linux::linux).single().limit(6000),
+    Test::new("pc-reboots", SMALL, pc::linux::reboots).single().full_only().limit(6000),
+    Test::new("pc-tables", SMALL, pc::tables::tables).single(),
+    Test::new("pc-processor", SMALL, programs::processor).single(),
+    Test::new("pc-viridian", SMALL, programs::viridian).single(),
+    Test::new("pc-discs", SMALL, programs::discs).single(),
+    Test::new("pc-ticks", SMALL, programs::ticks).single(),
     Test::new("pc-pvhvm", SMALL, pvhvm::pvhvm).limit(3000),
     Test::new("pc-pvhvm-intx", OLD, pvhvm::intx).limit(3000),
     Test::new("pc-pvhvm-never", SMALL, pvhvm::not_unplugged).full_only(),

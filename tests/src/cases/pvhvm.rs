@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Bench, checksum, net, tool_file};
 use crate::guest::{Guest, Spec, material};
-use crate::{Result, check, pc};
+use crate::{Result, check, pvhvm_images};
 
 /// What the kernel says of what it does.
 const UNPLUGS: [&str; 2] = [
@@ -18,10 +18,9 @@ const BY_VECTOR: &str = "Xen HVM callback vector for event delivery is enabled";
 /// A PC with a copy of the disk, with these words on its kernel's command line.
 fn computer(bench: &Bench, words: &str) -> Result<(Spec, PathBuf)> {
     let disk = bench.folder.join("pc.img");
-    fs::copy(material("pc").join(format!("{}.img", bench.config.kernel)), &disk)?;
-    pc::add_words(&disk, words)?;
-    let spec = bench.guest().firmware(&tool_file("bios.bin"), &tool_file("vgabios.bin")).disk(disk.display());
-    Ok((spec, disk))
+    fs::copy(material("pvhvm").join(format!("{}.img", bench.config.kernel)), &disk)?;
+    pvhvm_images::add_words(&disk, words)?;
+    Ok((Spec::pc(&bench.folder, bench.config.vcpus).disk(disk.display()), disk))
 }
 
 /// It runs from xvda1, whose emulated twin is gone.
@@ -78,7 +77,10 @@ pub fn pvhvm(bench: &Bench) -> Result<()> {
     let device = "cd /sys/bus/pci/drivers/xen-platform-pci/0000:*/ && cat vendor device class revision subsystem_vendor subsystem_device";
     let device = guest.sh(device)?;
     let expected = "0x5853 0x0001 0xff8000 0x01 0x5853 0x0001";
-    check!(device.split_whitespace().collect::<Vec<_>>().join(" ") == expected, "the platform device is {device}");
+    check!(
+        device.split_whitespace().collect::<Vec<_>>().join(" ") == expected,
+        "the platform device is {device}"
+    );
     let cards = guest.sh("cat /sys/bus/pci/devices/*/class")?;
     check!(!cards.contains("0x0200"), "an emulated network card is still there: {cards}");
     transfers(bench, &mut guest, &second, mib)?;

@@ -38,6 +38,17 @@ SIGTERM and SIGINT ask the guest to shut down; the second one stops it.
 
 The variables XVMM_RUN_DIR and XVMM_IMAGES_DIR stand for --run-dir and --images-dir.";
 
+const CD_INSERT_EXAMPLES: &str = "\
+Examples:
+  xvmm cd-insert winxp /srv/sp3.iso          the guest has one drive
+  xvmm cd-insert web xvdc /srv/debian.iso
+  xvmm cd-insert --force winxp sp3.iso       whether or not the guest has locked the drive";
+
+const CD_EJECT_EXAMPLES: &str = "\
+Examples:
+  xvmm cd-eject winxp                        the guest has one drive
+  xvmm cd-eject --timeout 60 web xvdc";
+
 /// Runs one Xen guest as one process on plain Linux/KVM.
 #[derive(Debug, Parser)]
 #[command(name = "xvmm", version, flatten_help = true, max_term_width = 110)]
@@ -79,9 +90,11 @@ pub(super) enum Command {
     /// List the disks of a guest
     BlockList(BlockListArgs),
     /// Put another medium into a CD-ROM drive of a running guest
+    #[command(override_usage = "xvmm cd-insert [OPTIONS] <DOMAIN> [VDEV] <FILE>", after_help = CD_INSERT_EXAMPLES)]
     CdInsert(CdInsertArgs),
     /// Take the medium out of a CD-ROM drive of a running guest
-    CdEject(BlockDetachArgs),
+    #[command(after_help = CD_EJECT_EXAMPLES)]
+    CdEject(CdEjectArgs),
     /// Make and take away networks of the host: xenbr0 with a network card in it, virbr0 of the host alone
     Network(NetworkArgs),
     /// Give a running guest one more network interface; prints its number
@@ -115,9 +128,9 @@ pub(super) struct RunArgs {
     /// What the PC boots from, in this order: c disk, d CD-ROM, n network
     #[arg(long, value_name = "ORDER", default_value = "cdn", requires = "hvm")]
     pub(super) boot: String,
-    /// What is in the PC's CD-ROM drive, as hdc
+    /// What is in the PC's CD-ROM drive, as hdc; '' for an empty drive
     #[arg(long, value_name = "FILE", requires = "hvm")]
-    pub(super) cdrom: Option<PathBuf>,
+    pub(super) cdrom: Option<OsString>,
     /// The PC's clock shows the host's time zone
     #[arg(long, requires = "hvm")]
     pub(super) localtime: bool,
@@ -127,6 +140,15 @@ pub(super) struct RunArgs {
     /// The PC's APICs: on or off
     #[arg(long, value_name = "SWITCH", default_value = "on", requires = "hvm")]
     pub(super) apic: String,
+    /// The PC's event timer (HPET): on or off
+    #[arg(long, value_name = "SWITCH", default_value = "off", requires = "hvm")]
+    pub(super) hpet: String,
+    /// The PC's processor: host, or xp for one that Windows XP knows
+    #[arg(long, value_name = "MODEL", default_value = "host", requires = "hvm")]
+    pub(super) cpu: String,
+    /// What the PC has of Hyper-V's interfaces: on, off, or groups as in xl.cfg, such as base,freq,reference_tsc
+    #[arg(long, value_name = "GROUPS", default_value = "off", requires = "hvm")]
+    pub(super) viridian: String,
     /// The initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub(super) initrd: Option<PathBuf>,
@@ -240,14 +262,27 @@ pub(super) struct BlockListArgs {
 pub(super) struct CdInsertArgs {
     /// Name or id
     pub(super) domain: String,
-    /// The guest's name for the drive, or its number in xenstore
-    pub(super) vdev: String,
-    /// The image
-    pub(super) file: PathBuf,
+    /// The image; before it, where there are several drives, the guest's name for one, or its number in xenstore
+    #[arg(required = true, num_args = 1..=2, value_name = "[VDEV] FILE")]
+    pub(super) medium: Vec<PathBuf>,
     /// Take the medium before away even if the guest does not let go of it in time
     #[arg(long)]
     pub(super) force: bool,
     /// How long the guest may take to let go of the medium before [default: 10, with --force 5]
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub(super) timeout: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CdEjectArgs {
+    /// Name or id
+    pub(super) domain: String,
+    /// The guest's name for the drive, or its number in xenstore, where there are several
+    pub(super) vdev: Option<String>,
+    /// Take the medium away even if the guest does not let go of it in time
+    #[arg(long)]
+    pub(super) force: bool,
+    /// How long the guest may take to let go of it [default: 10, with --force 5]
     #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
     pub(super) timeout: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! `xvmm block-detach` and `xvmm cd-eject`: a disk less for a guest that runs.
+//! `xvmm block-detach`: a disk less for a guest that runs.
 
 use std::path::Path;
 
@@ -8,21 +8,9 @@ use crate::api::{ApiClient, BlockDetach, DeviceChange};
 use crate::exit::{ExitStatus, Failure};
 
 pub(super) fn block_detach(run_dir: &Path, args: &BlockDetachArgs) -> Result<ExitStatus, Failure> {
-    ask(run_dir, args, DeviceChange::BlockDetach)
-}
-
-pub(super) fn cd_eject(run_dir: &Path, args: &BlockDetachArgs) -> Result<ExitStatus, Failure> {
-    ask(run_dir, args, DeviceChange::CdEject)
-}
-
-fn ask(
-    run_dir: &Path,
-    args: &BlockDetachArgs,
-    change: fn(BlockDetach) -> DeviceChange,
-) -> Result<ExitStatus, Failure> {
     let timeout = args.timeout.as_deref().map(|text| parse_seconds("--timeout", text)).transpose()?;
     let (_, entry) = super::lookup(run_dir, &args.domain)?;
     let request = BlockDetach { vdev: args.vdev.clone(), force: args.force, timeout };
-    ApiClient::new(&entry.api_socket()).change_devices(&change(request))?;
+    ApiClient::new(&entry.api_socket()).change_devices(&DeviceChange::BlockDetach(request))?;
     Ok(ExitStatus::Success)
 }

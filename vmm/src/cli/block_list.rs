@@ -10,21 +10,18 @@ use crate::config::{Access, DiskConfig, DomainConfig};
 use crate::exit::{ExitStatus, Failure};
 
 pub(super) fn block_list(run_dir: &Path, args: &BlockListArgs) -> Result<ExitStatus, Failure> {
-    let (config, info) = ask(run_dir, args)?;
+    let (config, info) = ask(run_dir, &args.domain)?;
     super::print(&if args.json { as_json(&config, &info) } else { as_table(&config, &info) });
     Ok(ExitStatus::Success)
 }
 
 /// What the domain says of itself: what it is made of, and all the rest.
-pub(super) fn ask(run_dir: &Path, args: &BlockListArgs) -> Result<(DomainConfig, Value), Failure> {
-    let (_, entry) = super::lookup(run_dir, &args.domain)?;
+pub(super) fn ask(run_dir: &Path, domain: &str) -> Result<(DomainConfig, Value), Failure> {
+    let (_, entry) = super::lookup(run_dir, domain)?;
     let info = ApiClient::new(&entry.api_socket()).info()?;
     let config = info.get("config").cloned().unwrap_or_else(|| json!({}));
     let config: DomainConfig = serde_json::from_value(config).map_err(|error| {
-        Failure::new(
-            ExitStatus::HostError,
-            format!("{}: the domain describes itself as: {error}", args.domain),
-        )
+        Failure::new(ExitStatus::HostError, format!("{domain}: the domain describes itself as: {error}"))
     })?;
     Ok((config, info))
 }

@@ -11,7 +11,7 @@ use crate::exit::{ExitStatus, Failure};
 use crate::network::vif_name;
 
 pub(super) fn net_list(run_dir: &Path, args: &BlockListArgs) -> Result<ExitStatus, Failure> {
-    let (config, info) = ask(run_dir, args)?;
+    let (config, info) = ask(run_dir, &args.domain)?;
     super::print(&if args.json { as_json(&config, &info) } else { as_table(&config, &info) });
     Ok(ExitStatus::Success)
 }

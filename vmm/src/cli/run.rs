@@ -23,7 +23,7 @@ fn describe(args: RunArgs, run_dir: PathBuf) -> Result<DomainConfig, ConfigError
     }
     let mut disks = args.disk.iter().map(|spec| DiskSpec::parse(spec)).collect::<Result<Vec<_>, _>>()?;
     if let Some(file) = &args.cdrom {
-        disks.push(DiskSpec::parse(&format!("vdev=hdc,devtype=cdrom,target={}", file.display()))?);
+        disks.push(DiskSpec::parse(&format!("vdev=hdc,devtype=cdrom,target={}", file.to_string_lossy()))?);
     }
     if args.hvm {
         HvmConfig::name_disks(&mut disks);
@@ -35,9 +35,12 @@ fn describe(args: RunArgs, run_dir: PathBuf) -> Result<DomainConfig, ConfigError
                 bios: args.bios.unwrap_or_else(|| DEFAULT_BIOS.into()),
                 acpi: parse_switch("--acpi", &args.acpi)?,
                 vgabios: args.vgabios.unwrap_or_else(|| DEFAULT_VGABIOS.into()),
+                hpet: parse_switch("--hpet", &args.hpet)?,
                 localtime: args.localtime,
                 boot: args.boot,
                 apic: parse_switch("--apic", &args.apic)?,
+                cpu: args.cpu.parse()?,
+                viridian: args.viridian.parse()?,
             })
         })
         .transpose()?;

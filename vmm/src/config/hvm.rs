@@ -5,13 +5,39 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::vdev::VdevKind;
-use super::{ConfigError, DiskSpec, DomainConfig, Problem, Vdev};
+use super::{ConfigError, DiskSpec, DomainConfig, Problem, Vdev, Viridian};
 
 /// The firmware of Debian's package seabios.
 pub const DEFAULT_BIOS: &str = "/usr/share/seabios/bios-256k.bin";
 
 /// The screen's firmware of the same package.
 pub const DEFAULT_VGABIOS: &str = "/usr/share/seabios/vgabios-stdvga.bin";
+
+/// Which processor the PC has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CpuModel {
+    /// The host's, with all that KVM can give of it.
+    #[default]
+    Host,
+    /// One of the years of Windows XP: family 6, and nothing in CPUID that came after 2008.
+    Xp,
+}
+
+impl std::str::FromStr for CpuModel {
+    type Err = ConfigError;
+
+    fn from_str(name: &str) -> Result<Self, ConfigError> {
+        match name {
+            "host" => Ok(CpuModel::Host),
+            "xp" => Ok(CpuModel::Xp),
+            _ => {
+                let problem = Problem::Syntax("no such processor; write host or xp".into());
+                Err(ConfigError { flag: "--cpu", value: name.to_owned(), problem })
+            }
+        }
+    }
+}
 
 /// The PC.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,12 +49,18 @@ pub struct HvmConfig {
     pub acpi: bool,
     /// With APICs.
     pub apic: bool,
+    /// With an event timer (HPET).
+    pub hpet: bool,
     /// The screen's firmware.
     pub vgabios: PathBuf,
     /// The clock shows the host's time zone, as Windows likes it.
     pub localtime: bool,
     /// What is booted from: letters c (disk), d (CD-ROM), n (network), in this order.
     pub boot: String,
+    /// The processor.
+    pub cpu: CpuModel,
+    /// What the guest finds of Hyper-V.
+    pub viridian: Viridian,
 }
 
 impl Default for HvmConfig {
@@ -37,9 +69,12 @@ impl Default for HvmConfig {
             bios: DEFAULT_BIOS.into(),
             acpi: true,
             apic: true,
+            hpet: false,
             vgabios: DEFAULT_VGABIOS.into(),
             localtime: false,
             boot: "cdn".into(),
+            cpu: CpuModel::default(),
+            viridian: Viridian::default(),
         }
     }
 }
@@ -93,6 +128,10 @@ impl HvmConfig {
         }
         if !self.apic && config.vcpus > 1 {
             return fail("--apic", "off", "without APICs there is one vCPU; leave out --vcpus or --apic off");
+        }
+        if !self.apic && !self.viridian.is_off() {
+            let value = self.viridian.to_string();
+            return fail("--viridian", &value, "it needs local APICs; leave out --viridian or --apic off");
         }
         Ok(())
     }
@@ -160,7 +199,8 @@ mod tests {
             let config = DomainConfig { hvm: Some(HvmConfig::default()), disks, ..DomainConfig::default() };
             config.validate().map_err(|error| error.to_string())
         };
-        let expected = "--disk xvda: the guest's drivers show hda under the same name; give one of them another one";
+        let expected =
+            "--disk xvda: the guest's drivers show hda under the same name; give one of them another one";
         assert_eq!(check(&["/a,,hda", "/b,,xvda"]).unwrap_err(), expected);
         assert!(check(&["/a,,hdb", "/b,,xvda"]).is_ok() && check(&["/a,,hdc,cdrom", "/b,,xvdc"]).is_ok());
     }

@@ -14,6 +14,7 @@ pub mod portal;
 mod spec;
 pub mod values;
 pub mod vdev;
+pub mod viridian;
 pub mod vnc;
 
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use disk::{Access, CacheMode, DiskConfig, DiskFormat, DiskSource, DiskSpec, IscsiTarget};
 pub use error::{ConfigError, Problem};
 pub(crate) use hvm::parse_switch;
-pub use hvm::{DEFAULT_BIOS, DEFAULT_VGABIOS, HvmConfig};
+pub use hvm::{CpuModel, DEFAULT_BIOS, DEFAULT_VGABIOS, HvmConfig};
 pub use net::{GuestIp, MAX_DEVID, NetConfig, Rate, VifScript, VifType, nat_router};
 pub use netback::MacAddr;
 pub use values::{
@@ -32,6 +33,7 @@ pub use values::{
     parse_vcpus,
 };
 pub use vdev::Vdev;
+pub use viridian::Viridian;
 pub use vnc::{DEFAULT_KEYMAP, FIRST_PORT, VncConfig, VncListen};
 
 /// The folder of state folders.

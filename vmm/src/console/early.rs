@@ -66,6 +66,11 @@ impl EarlyOutput {
         }
     }
 
+    /// Wakes the main thread without output: the guest has room for input.
+    pub fn wake(&self) {
+        let _ = self.kick.write(1);
+    }
+
     /// Becomes readable when there is output to fetch.
     pub(super) fn kick(&self) -> &EventFd {
         &self.kick

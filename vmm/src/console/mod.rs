@@ -83,6 +83,9 @@ pub enum ConsoleError {
     Socket(PathBuf, #[source] io::Error),
 }
 
+/// Takes input for a serial port; returns how much it had room for.
+type SerialInput = Box<dyn FnMut(&[u8]) -> usize>;
+
 /// The console of a domain.
 ///
 /// Add it to the event manager; it has an epoll of its own, so that attaching and finishing need no event
@@ -93,6 +96,8 @@ pub struct Console {
     early: Arc<EarlyOutput>,
     epoll: Epoll,
     on_escape: Box<dyn FnMut()>,
+    /// Takes input in place of the ring; says how much it took.
+    serial: Option<SerialInput>,
 
     log: ConsoleLog,
     /// Early output ended in a carriage return.
@@ -145,6 +150,7 @@ impl Console {
             early: Arc::new(early),
             epoll,
             on_escape: Box::new(|| ()),
+            serial: None,
             log: ConsoleLog::default(),
             after_return: false,
             input: VecDeque::new(),
@@ -160,6 +166,12 @@ impl Console {
     /// called while the console works: it must not call the console.
     pub fn set_on_escape(&mut self, on_escape: impl FnMut() + 'static) {
         self.on_escape = Box::new(on_escape);
+    }
+
+    /// Input goes to a serial port and not to the ring from now on. `serial` takes as much as it has room for and says
+    /// how much that was; when it has room again, [`EarlyOutput::wake`] is to be called.
+    pub fn set_serial(&mut self, serial: impl FnMut(&[u8]) -> usize + 'static) {
+        self.serial = Some(Box::new(serial));
     }
 
     /// Attaches what `--console` says. On a terminal, raw mode begins, and ends with the console.
@@ -410,7 +422,12 @@ impl Console {
             let read = self.read_sources();
             let mut pushed = 0;
             loop {
-                let n = self.ring.push_input(self.input.as_slices().0);
+                let next = self.input.as_slices().0;
+                let n = match &mut self.serial {
+                    Some(_) if next.is_empty() => 0,
+                    Some(serial) => serial(next),
+                    None => self.ring.push_input(next),
+                };
                 if n == 0 {
                     break;
                 }
@@ -420,7 +437,7 @@ impl Console {
                     break;
                 }
             }
-            if pushed > 0 {
+            if pushed > 0 && self.serial.is_none() {
                 self.channel.notify();
             }
             if read == 0 || pushed == 0 {

@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blkback::BlockDevice;
+use blkback::{Backing, BlockDevice};
 use devices::xen::xenbus::DeviceId;
 use serde_json::{Value, json};
 
 use super::Registry;
 use super::change::Plan;
+use super::discs;
 use super::disks::{self, LimitGroups};
 use super::hotplug::{Arrival, Departure, Describe, Hotplug, Open, Opened, no_such_device};
 use super::life_cycle::open_images;
@@ -19,13 +20,13 @@ use crate::config::{DiskConfig, DiskSource, DiskSpec, DomainConfig, Problem, Vde
 use crate::exit::{ExitStatus, Failure};
 
 /// How long the guest has to let go of a disk, unless the request says otherwise: as with Xen's toolstack.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// The same for a disk that it loses in any case: enough for a driver that listens to fail its I/O in good
 /// order. Without that, Linux waits for answers from a ring that nobody serves.
-const FORCE_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const FORCE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The device of the disk of this name.
-fn device_id(vdev: Vdev) -> DeviceId {
+pub(super) fn device_id(vdev: Vdev) -> DeviceId {
     DeviceId { class: "vbd", index: vdev.virtual_device() }
 }
 
@@ -60,15 +61,25 @@ fn arrival(
     Arrival { id, name, open, answer }
 }
 
-/// Finds, opens and locks the image, with the checks that a start makes. Relative paths begin in `here`, else
-/// in the images folder. May block.
 fn open(
     groups: &LimitGroups,
-    mut config: DomainConfig,
+    config: DomainConfig,
     mut disk: DiskConfig,
     here: Option<&Path>,
 ) -> Result<Opened, Failure> {
-    prepare_disk(&mut disk, here.unwrap_or(&config.images_dir), &config.images_dir)?;
+    let image = open_image(config, &mut disk, here)?;
+    let device = Box::new(BlockDevice::new(disks::shown(&disk, false, groups), image));
+    Ok(Opened { device, describe: described(disk) })
+}
+
+/// Finds, opens and locks the image, with the checks that a start makes. Relative paths begin in `here`, else
+/// in the images folder. May block.
+pub(super) fn open_image(
+    mut config: DomainConfig,
+    disk: &mut DiskConfig,
+    here: Option<&Path>,
+) -> Result<Backing, Failure> {
+    prepare_disk(disk, here.unwrap_or(&config.images_dir), &config.images_dir)?;
     // The disk whose place it takes goes before this one comes.
     config.disks.retain(|other| other.vdev != disk.vdev);
     config.disks.push(disk.clone());
@@ -76,18 +87,20 @@ fn open(
     config.disks = vec![disk.clone()];
     let registry = Registry::open(&config.run_dir)?;
     let image = open_images(&config, &registry)?.pop();
-    let image = image.ok_or_else(|| {
+    image.ok_or_else(|| {
         let sentence = format!("{}: a drive without a medium cannot be attached; name an image", disk.vdev);
         Failure::new(ExitStatus::Usage, sentence)
-    })?;
-    let device = Box::new(BlockDevice::new(disks::shown(&disk, false, groups), image));
-    let describe = Box::new(move |config: &mut DomainConfig| {
+    })
+}
+
+/// The domain has the disk, in place of the one with its name.
+pub(super) fn described(disk: DiskConfig) -> Describe {
+    Box::new(move |config: &mut DomainConfig| {
         match config.disks.iter_mut().find(|other| other.vdev == disk.vdev) {
             Some(before) => *before = disk,
             None => config.disks.push(disk),
         }
-    });
-    Ok(Opened { device, describe })
+    })
 }
 
 /// The disk of the domain that is called `name`, or has this number in xenstore.
@@ -114,20 +127,31 @@ fn departure(vdev: Vdev, force: bool, timeout: Option<Duration>, describe: Descr
 }
 
 /// A new medium comes as a new disk, in place of the one before: blkfront cannot change the medium of a disk,
-/// and keeps what it has cached of it.
+/// and keeps what it has cached of it. An IDE drive takes it.
 pub(super) fn insert(
+    hotplug: &Hotplug,
     groups: &LimitGroups,
     config: &DomainConfig,
     request: CdInsert,
 ) -> Result<Plan, Failure> {
     let drive = cdrom(config, &request.vdev)?;
+    if let Some(tray) = discs::Drive::find(hotplug, drive) {
+        return Ok(Plan::Change(tray.insert(groups, config, drive, request)));
+    }
     let medium = DiskConfig { source: DiskSource::Path(request.file), ..drive.clone() };
     let before = drive.has_medium().then(|| ejection(drive.vdev, request.force, request.timeout));
     Ok(Plan::Attach(arrival(groups, config, medium, request.directory, Value::Null), before))
 }
 
-pub(super) fn eject(config: &DomainConfig, request: &BlockDetach) -> Result<Plan, Failure> {
+pub(super) fn eject(
+    hotplug: &Hotplug,
+    config: &DomainConfig,
+    request: &BlockDetach,
+) -> Result<Plan, Failure> {
     let drive = cdrom(config, &request.vdev)?;
+    if let Some(tray) = discs::Drive::find(hotplug, drive) {
+        return Ok(Plan::Change(tray.eject(request)));
+    }
     if !drive.has_medium() {
         return Ok(Plan::Describe(Box::new(|_| {})));
     }
@@ -136,12 +160,16 @@ pub(super) fn eject(config: &DomainConfig, request: &BlockDetach) -> Result<Plan
 
 /// The medium goes, and the drive stays in the description.
 fn ejection(vdev: Vdev, force: bool, timeout: Option<Duration>) -> Departure {
-    let describe = Box::new(move |config: &mut DomainConfig| {
+    departure(vdev, force, timeout, emptied(vdev))
+}
+
+/// The drive stays without a medium.
+pub(super) fn emptied(vdev: Vdev) -> Describe {
+    Box::new(move |config: &mut DomainConfig| {
         if let Some(drive) = config.disks.iter_mut().find(|disk| disk.vdev == vdev) {
             drive.source = DiskSource::Empty {};
         }
-    });
-    departure(vdev, force, timeout, describe)
+    })
 }
 
 /// The CD-ROM drive of this name.

@@ -121,13 +121,7 @@ pub(super) fn ide_drive(
     image: Option<Backing>,
 ) -> Result<(Drive, Option<Arc<Disk>>), Failure> {
     let shared = image.map(|image| Arc::new(Disk::new(shown, image)));
-    let medium = shared.clone().map(|shared| {
-        let medium = DiskMedium::new(shared);
-        let medium = medium.map_err(|error| {
-            Failure::new(ExitStatus::HostError, format!("no thread for the drive {}: {error}", disk.vdev))
-        });
-        Ok::<_, Failure>(Arc::new(medium?) as Arc<dyn Medium>)
-    });
+    let medium = shared.clone().map(|shared| ide_medium(disk, shared));
     let (what, model) = match medium.transpose()? {
         medium if disk.cdrom => (Attachment::Cdrom(medium), "xvmm CD-ROM"),
         Some(medium) => (Attachment::Disk(medium), "xvmm disk"),
@@ -141,6 +135,14 @@ pub(super) fn ide_drive(
     let identity = Identity { model: model.to_owned(), serial, firmware };
     // A guest keeps its CD-ROM drives: they are not unplugged.
     Ok((Drive { place, what, identity }, shared.filter(|_| !disk.cdrom)))
+}
+
+/// What is in a drive. It has a thread.
+pub(super) fn ide_medium(disk: &DiskConfig, image: Arc<Disk>) -> Result<Arc<dyn Medium>, Failure> {
+    let medium = DiskMedium::new(image).map_err(|error| {
+        Failure::new(ExitStatus::HostError, format!("no thread for the drive {}: {error}", disk.vdev))
+    })?;
+    Ok(Arc::new(medium))
 }
 
 /// The name of the image format whose mark a file has, where it is one that is often given as raw by mistake.

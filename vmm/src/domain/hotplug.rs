@@ -9,10 +9,12 @@ use std::cell::RefCell;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
+use devices::ide::Ide;
 use devices::xen::DomId;
 use devices::xen::xenbus::{BackendDevice, DeviceId, Overdue, Removed};
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -68,6 +70,25 @@ pub(super) struct Departure {
     pub(super) describe: Describe,
 }
 
+/// The work of a [`Change`]. The flag is set when nobody waits for it any more.
+pub(super) type Work = Box<dyn FnOnce(&AtomicBool) -> Result<Describe, Failure> + Send>;
+
+/// A change of a device that stays: the disc of a drive.
+pub(super) struct Change {
+    pub(super) id: DeviceId,
+    /// What sentences call it.
+    pub(super) name: String,
+    /// Makes the change. It runs on a thread of its own and may wait.
+    pub(super) work: Work,
+}
+
+/// A change that is being made.
+struct Changing {
+    number: u64,
+    id: DeviceId,
+    reply: Reply,
+}
+
 /// An arrival while its device is made.
 struct Opening {
     number: u64,
@@ -110,13 +131,14 @@ struct Removal {
 enum Outcome {
     Opened(u64, Result<Opened, Failure>),
     Closed(Option<DeviceId>),
+    Changed(u64, Result<Describe, Failure>),
 }
 
 /// The threads that open and close devices, and what they have done.
 struct Workers {
     outcomes: Arc<Mutex<Vec<Outcome>>>,
     event: Arc<EventFd>,
-    /// Devices that are being closed.
+    /// Devices that are being closed or changed.
     closing: usize,
 }
 
@@ -154,6 +176,12 @@ impl Workers {
         });
     }
 
+    fn change(&mut self, number: u64, name: &str, work: Work, over: &Arc<AtomicBool>) {
+        self.closing += 1;
+        let over = Arc::clone(over);
+        self.spawn(format!("change-{name}"), move || Outcome::Changed(number, work(&over)));
+    }
+
     fn take(&self) -> Vec<Outcome> {
         let _ = self.event.read();
         std::mem::take(&mut *self.outcomes.lock().unwrap_or_else(PoisonError::into_inner))
@@ -168,7 +196,11 @@ pub(super) struct Hotplug {
     timer: TimerFd,
     openings: Vec<Opening>,
     removals: Vec<Removal>,
+    changes: Vec<Changing>,
     last_number: u64,
+    /// The run of the guest is over.
+    over: Arc<AtomicBool>,
+    ide: Weak<Mutex<Ide>>,
 }
 
 impl Hotplug {
@@ -182,8 +214,21 @@ impl Hotplug {
             timer: TimerFd::new().map_err(std::io::Error::from)?,
             openings: Vec::new(),
             removals: Vec::new(),
+            changes: Vec::new(),
             last_number: 0,
+            over: Arc::default(),
+            ide: Weak::new(),
         })
+    }
+
+    /// The guest is a PC with this controller.
+    pub(super) fn set_ide(&mut self, ide: Weak<Mutex<Ide>>) {
+        self.ide = ide;
+    }
+
+    /// The IDE controller of a PC.
+    pub(super) fn ide(&self) -> Option<Arc<Mutex<Ide>>> {
+        self.ide.upgrade()
     }
 
     /// What the domain is made of now.
@@ -205,6 +250,7 @@ impl Hotplug {
     /// Whether the device is on its way in or out.
     fn is_changing(&self, id: DeviceId) -> bool {
         self.openings.iter().any(|opening| opening.id == id)
+            || self.changes.iter().any(|change| change.id == id)
             || self.removals.iter().any(|removal| removal.id == id)
             || self.store.borrow().xenbus().is_leaving(id)
     }
@@ -240,6 +286,31 @@ impl Hotplug {
         }
         self.depart(departure, None, reply);
         self.advance(Instant::now());
+    }
+
+    /// Changes a device that stays.
+    pub(super) fn change(&mut self, change: Change, reply: Reply) {
+        let Change { id, name, work } = change;
+        if self.is_changing(id) {
+            return reply.send(Err(self.taken(id, &name)));
+        }
+        self.last_number += 1;
+        self.changes.push(Changing { number: self.last_number, id, reply });
+        self.workers.change(self.last_number, &name, work, &self.over);
+        self.advance(Instant::now());
+    }
+
+    fn changed(&mut self, number: u64, result: Result<Describe, Failure>) {
+        self.workers.closing = self.workers.closing.saturating_sub(1);
+        let Some(index) = self.changes.iter().position(|change| change.number == number) else { return };
+        let Changing { id, reply, .. } = self.changes.swap_remove(index);
+        match result {
+            Ok(describe) => {
+                tracing::info!(device = %id, "a device was changed");
+                self.describe(describe, reply);
+            }
+            Err(failure) => reply.send(Err(failure)),
+        }
     }
 
     /// Changes the description alone.
@@ -284,6 +355,7 @@ impl Hotplug {
             match outcome {
                 Outcome::Opened(number, result) => self.opened(number, result),
                 Outcome::Closed(id) => self.closed(id, now),
+                Outcome::Changed(number, result) => self.changed(number, result),
             }
         }
         self.expire(now);
@@ -464,10 +536,12 @@ impl Hotplug {
     pub(super) fn finish(&mut self, limit: Duration) {
         self.openings.clear();
         self.removals.clear();
+        self.changes.clear();
+        self.over.store(true, Relaxed);
         let end = Instant::now() + limit;
         loop {
             for outcome in self.workers.take() {
-                if let Outcome::Closed(_) = outcome {
+                if let Outcome::Closed(_) | Outcome::Changed(..) = outcome {
                     self.workers.closing = self.workers.closing.saturating_sub(1);
                 }
             }

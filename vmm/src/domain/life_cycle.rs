@@ -23,7 +23,7 @@ use super::control::{Control, Ending, Requests, Signals};
 use super::disks::{self, LimitGroups};
 use super::hotplug::Hotplug;
 use super::store_service::StoreService;
-use super::{DomainDir, Registry, change, firmware, preflight, vif};
+use super::{DomainDir, Registry, change, discs, firmware, preflight, vif};
 use crate::api::{ApiHandler, ApiServer, DeviceChange, Reply, Shutdown};
 use crate::boot::{BootEntry, Initrd, Kernel, LoadRequest, MemmapEntry};
 use crate::config::{DomainConfig, OnReboot};
@@ -33,7 +33,9 @@ use crate::display::vnc::VncServer;
 use crate::exit::{ExitStatus, Failure};
 use crate::hypercall::{DomainFacts, HvmParams, Hypercalls, StopReason};
 use crate::machine::pc::{Board, BoardConfig, Timers};
-use crate::machine::{self, ACPI_ADDRESS, Host, Layout, Machine, MachineConfig, MachineKind, SPECIAL_GFN};
+use crate::machine::{
+    self, ACPI_ADDRESS, Host, Layout, Machine, MachineConfig, MachineKind, Processor, SPECIAL_GFN,
+};
 use crate::storage;
 
 /// Pages of the special area: the places that QEMU gives them too.
@@ -138,10 +140,9 @@ impl Prepared {
         if let Some(hvm) = &config.hvm {
             let bios = firmware::read_bios(&hvm.bios)?;
             let vgabios = firmware::read_vgabios(&hvm.vgabios)?;
-            return Ok(Self {
-                host: Host::open(config.vcpus)?,
-                program: Program::Firmware { bios, vgabios },
-            });
+            let host = Host::open(config.vcpus)?;
+            host.require_viridian(hvm.viridian)?;
+            return Ok(Self { host, program: Program::Firmware { bios, vgabios } });
         }
         let kernel = Kernel::open(&config.kernel)?;
         let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
@@ -207,7 +208,9 @@ impl Domain {
             Some(hvm) => MachineKind::Pc { apic: hvm.apic },
             None => MachineKind::Pvh,
         };
-        let shape = MachineConfig { memory: config.memory, vcpus: config.vcpus, domid, kind };
+        let processor = config.hvm.as_ref().map(|hvm| Processor { model: hvm.cpu, viridian: hvm.viridian });
+        let processor = processor.unwrap_or_default();
+        let shape = MachineConfig { memory: config.memory, vcpus: config.vcpus, domid, kind, processor };
         let machine = Machine::new(&prepared.host, shape)?;
         let events = Arc::new(EventChannels::new(
             domid,
@@ -238,7 +241,10 @@ impl Domain {
         console.attach(&config.console)?;
         console.listen(&folder.console_socket())?;
         let early = console.early_output();
-        machine.set_early_output(Box::new(move |text| early.write(text)));
+        machine.set_early_output(Box::new(move |text| match text {
+            [] => early.wake(),
+            text => early.write(text),
+        }));
 
         let socket = folder.xenstored_socket();
         let mut store =
@@ -293,11 +299,14 @@ impl Domain {
                     apic: hvm.apic,
                     localtime: hvm.localtime,
                     boot: firmware::boot_order(&hvm.boot),
+                    hpet: hvm.hpet,
                 };
                 let board = Board::build(&machine, &board, drives, &mut timers)?;
                 if let Some(display) = display {
                     display.connect(Box::new(board.screen()), Arc::new(board.input()));
                 }
+                let serial = Arc::clone(&board);
+                console.set_serial(move |bytes| serial.type_in(bytes));
                 (Layout::PC.memmap(config.memory), None, Some(board))
             }
         };
@@ -335,7 +344,11 @@ impl Domain {
         )
         .map_err(fail("no timer"))?;
         let control = Rc::new(RefCell::new(control));
-        let hotplug = Hotplug::new(Rc::clone(&store), Rc::clone(shared_folder)).map_err(fail("no timer"))?;
+        let mut hotplug =
+            Hotplug::new(Rc::clone(&store), Rc::clone(shared_folder)).map_err(fail("no timer"))?;
+        if let Some(board) = &board {
+            hotplug.set_ide(board.ide());
+        }
         let hotplug = Rc::new(RefCell::new(hotplug));
         let handler = Handler {
             domid,
@@ -343,6 +356,7 @@ impl Domain {
             requests,
             hypercalls: Arc::clone(&hypercalls),
             hotplug: Rc::clone(&hotplug),
+            machine: Arc::clone(&machine),
             groups,
             display: display.cloned(),
             viewers,
@@ -532,6 +546,7 @@ struct Handler {
     requests: Rc<Requests>,
     hypercalls: Arc<Hypercalls>,
     hotplug: Rc<RefCell<Hotplug>>,
+    machine: Arc<Machine>,
     groups: LimitGroups,
     display: Option<Arc<Display>>,
     /// Where VNC viewers connect.
@@ -540,7 +555,8 @@ struct Handler {
 
 impl ApiHandler for Handler {
     fn info(&self) -> serde_json::Value {
-        let store = self.store.borrow();
+        let (store, hotplug) = (self.store.borrow(), self.hotplug.borrow());
+        let config = hotplug.config();
         let devices: Vec<_> = store
             .xenbus()
             .devices()
@@ -560,10 +576,12 @@ impl ApiHandler for Handler {
             .collect();
         serde_json::json!({
             "domid": self.domid.0,
-            "config": self.hotplug.borrow().config(),
+            "config": config,
             "devices": devices,
             "hypercalls": self.hypercalls.counters(),
             "vnc": self.viewers,
+            "drives": discs::describe(&hotplug, &config),
+            "exits": self.machine.exit_counters(),
         })
     }
 

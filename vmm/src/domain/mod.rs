@@ -3,6 +3,7 @@
 mod block;
 mod change;
 mod control;
+mod discs;
 mod disks;
 mod error;
 mod firmware;

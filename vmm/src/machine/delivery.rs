@@ -338,9 +338,9 @@ impl EventDelivery for KvmDelivery {
             Some(line) if self.is_by_line() => {
                 line.watch(ControlOperation::Add, self.event_of(&state, port)?, u64::from(port.0))
             }
-            _ => self.route(&state).and_then(|()| {
-                self.vm.register_irqfd(event, self.gsi(port.0)).map_err(io::Error::from)
-            }),
+            _ => self
+                .route(&state)
+                .and_then(|()| self.vm.register_irqfd(event, self.gsi(port.0)).map_err(io::Error::from)),
         };
         if bound.is_err() {
             state.notified.remove(&port.0);

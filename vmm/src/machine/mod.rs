@@ -3,14 +3,17 @@
 mod apicv;
 mod cpuid;
 mod delivery;
+mod exits;
 mod kvm_xen;
 mod memory;
 mod msr;
 pub mod pc;
+mod processor;
 mod pvh;
 mod vcpu;
+mod viridian;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -30,13 +33,16 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::boot::BootEntry;
+use crate::config::Viridian;
 use crate::hypercall::{Callback, Errno, Hypercalls, OverlayPage, Platform, StopReason, VcpuSetting};
-use cpuid::{CpuidTemplate, HYPERCALL_MSR};
+use cpuid::CpuidTemplate;
 pub use delivery::LineEvents;
 use delivery::{KvmDelivery, NoDelivery};
+use exits::ExitCounters;
 use kvm_xen::VcpuAttr;
 use memory::AddressSpace;
 pub use memory::{Layout, SPECIAL_GFN, SPECIAL_PAGES};
+pub use processor::{Processor, Topology};
 pub use vcpu::StopSignal;
 use vcpu::{Task, VcpuQueue, VcpuThread};
 
@@ -81,6 +87,9 @@ pub enum MachineError {
     /// KVM has no Xen support at all, or not enough.
     #[error("this host's KVM has no Xen support for: {0}: use Linux 5.19 or later with CONFIG_KVM_XEN=y")]
     NoXen(String),
+    /// KVM does not have what the guest is to be given of Hyper-V.
+    #[error("--viridian: this host's KVM has no {0}; leave that out of the groups, or use a later Linux")]
+    NoViridian(String),
     /// More vCPUs than KVM runs.
     #[error("--vcpus {asked}: this host's KVM runs at most {max} vCPUs in a guest")]
     TooManyVcpus {
@@ -151,6 +160,11 @@ impl Host {
         if self.missing.is_empty() { Ok(()) } else { Err(MachineError::NoXen(self.missing.join(", "))) }
     }
 
+    /// Checks that KVM offers these of Hyper-V's interfaces.
+    pub fn require_viridian(&self, wanted: Viridian) -> Result<(), MachineError> {
+        viridian::check(&self.kvm, wanted)
+    }
+
     /// Whether a guest can be given Xen's interfaces.
     pub fn has_xen(&self) -> bool {
         self.missing.is_empty()
@@ -194,6 +208,8 @@ pub struct MachineConfig {
     pub domid: DomId,
     /// What kind of machine it is.
     pub kind: MachineKind,
+    /// What its processors are like.
+    pub processor: Processor,
 }
 
 /// One VM with its memory and vCPUs.
@@ -207,6 +223,8 @@ pub struct Machine {
     kind: MachineKind,
     /// What CPUID tells of the processor.
     cpu: acpi::CpuIdentity,
+    topology: Topology,
+    counters: ExitCounters,
     /// Xen's interfaces: how events get to the guest.
     xen: Option<Arc<KvmDelivery>>,
     exits: OnceLock<Arc<dyn Exits>>,
@@ -218,7 +236,8 @@ pub struct Machine {
     early: OnceLock<EarlyOutput>,
 }
 
-/// Takes early console output of the guest, from any vCPU thread, without blocking.
+/// Takes early console output of the guest, from any vCPU thread, without blocking. Nothing at all: the guest's serial
+/// port has room for input again.
 pub type EarlyOutput = Box<dyn Fn(&[u8]) + Send + Sync>;
 
 impl Machine {
@@ -231,14 +250,15 @@ impl Machine {
                 pvh::set_up(&vm)?;
                 Layout::PVH
             }
-            MachineKind::Pc { .. } => {
-                pc::set_up(&vm)?;
+            MachineKind::Pc { apic } => {
+                pc::set_up(&vm, apic)?;
                 Layout::PC
             }
         };
         let xen = host.has_xen();
         if xen {
-            kvm_xen::configure(&vm, HYPERCALL_MSR).map_err(MachineError::kvm("Xen hypercalls"))?;
+            kvm_xen::configure(&vm, cpuid::hypercall_msr(config.processor))
+                .map_err(MachineError::kvm("Xen hypercalls"))?;
             kvm_xen::set_xen_version(&vm, XEN_VERSION).map_err(MachineError::kvm("the Xen version"))?;
             kvm_xen::set_long_mode(&vm, true).map_err(MachineError::kvm("Xen's 64-bit layout"))?;
         } else {
@@ -265,7 +285,7 @@ impl Machine {
             })
             .transpose()
             .map_err(MachineError::kvm("event channels"))?;
-        let template = CpuidTemplate::new(&host.kvm, config.vcpus, apic, xen)?;
+        let template = CpuidTemplate::new(&host.kvm, config.vcpus, apic, xen, config.processor)?;
         let mut fds = Vec::new();
         for id in 0..config.vcpus {
             let fd = vm.create_vcpu(id.into()).map_err(MachineError::kvm("a vCPU"))?;
@@ -275,6 +295,7 @@ impl Machine {
             if xen {
                 kvm_xen::set_vcpu_attr(&fd, VcpuAttr::Id(id)).map_err(MachineError::kvm("the vCPU id"))?;
             }
+            viridian::enable(&fd, config.processor.viridian)?;
             if !apic {
                 pc::disable_apic(&fd).map_err(MachineError::kvm("a vCPU without a local APIC"))?;
             }
@@ -289,6 +310,8 @@ impl Machine {
             special,
             kind: config.kind,
             cpu: template.identity(),
+            topology: template.topology(),
+            counters: ExitCounters::default(),
             xen: delivery,
             exits: OnceLock::new(),
             queues,
@@ -328,6 +351,11 @@ impl Machine {
     /// The special pages, from [`SPECIAL_GFN`].
     pub fn special(&self) -> &Arc<SharedPages> {
         &self.special
+    }
+
+    /// How often the vCPUs left the kernel, and why.
+    pub fn exit_counters(&self) -> BTreeMap<&'static str, u64> {
+        self.counters.read()
     }
 
     /// Tells when and why the guest stopped.

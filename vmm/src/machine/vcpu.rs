@@ -10,13 +10,18 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, Ordering::Se
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::xen::Port;
-use kvm_bindings::{KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL, KVM_MP_STATE_HALTED, kvm_mp_state, kvm_run};
+use kvm_bindings::{
+    KVM_EXIT_HYPERV_HCALL, KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL, KVM_MP_STATE_HALTED, KVM_SYSTEM_EVENT_CRASH,
+    kvm_mp_state, kvm_run,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Machine;
+use super::exits::ExitKind;
 use super::kvm_xen::{self, VcpuAttr};
+use super::viridian;
 use crate::hypercall::{Call, Hypercalls, Platform, StopReason};
 
 /// vCPUs whose vcpu_info is in shared_info until they register another place (XEN_LEGACY_MAX_VCPUS).
@@ -181,6 +186,22 @@ pub(super) struct VcpuThread {
     info: Option<(u64, bool)>,
 }
 
+/// What an exit counts as.
+fn kind(exit: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> ExitKind {
+    match exit {
+        Ok(VcpuExit::IoIn(..)) => ExitKind::PortIn,
+        Ok(VcpuExit::IoOut(..)) => ExitKind::PortOut,
+        Ok(VcpuExit::MmioRead(..)) => ExitKind::MemoryRead,
+        Ok(VcpuExit::MmioWrite(..)) => ExitKind::MemoryWrite,
+        Ok(VcpuExit::X86Rdmsr(_)) => ExitKind::MsrRead,
+        Ok(VcpuExit::X86Wrmsr(_)) => ExitKind::MsrWrite,
+        Ok(VcpuExit::Unsupported(KVM_EXIT_XEN)) => ExitKind::Xen,
+        Ok(VcpuExit::Hyperv) => ExitKind::HyperV,
+        Ok(VcpuExit::Intr) | Err(_) => ExitKind::Interrupted,
+        Ok(_) => ExitKind::Other,
+    }
+}
+
 /// What to do after an exit.
 enum Next {
     Run,
@@ -308,7 +329,9 @@ impl VcpuThread {
         // Points into the vCPU's kvm_run page, which is mapped as long as the vCPU is there. Only the size of an
         // I/O access is read through it, which the slice of that access does not cover.
         let run: *const kvm_run = self.fd.get_kvm_run();
-        match self.fd.run() {
+        let exit = self.fd.run();
+        machine.counters.count(kind(&exit));
+        match exit {
             // String instructions come as several elements.
             Ok(VcpuExit::IoOut(port, data)) => {
                 // SAFETY: as above; the exit is one for I/O, so this member of the union is valid.
@@ -326,6 +349,12 @@ impl VcpuThread {
             Ok(VcpuExit::X86Wrmsr(msr)) => super::msr::write(self.id, msr),
             Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
             Ok(VcpuExit::Unsupported(KVM_EXIT_XEN)) => return self.hypercall(),
+            Ok(VcpuExit::Hyperv) => self.hyper_v(),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
+                tracing::error!(vcpu = self.id, "the guest crashed: it says so itself");
+                machine.stop(StopReason::Crash);
+                return Next::End;
+            }
             Ok(VcpuExit::Shutdown) => {
                 let reason = exits.triple_fault();
                 match reason {
@@ -351,6 +380,19 @@ impl VcpuThread {
         }
         // Stopped by this very access: the guest expects not to run any more.
         if machine.stop.is_set() { Next::End } else { Next::Run }
+    }
+
+    /// KVM does nothing about a hypercall, or tells of a change of its synthetic interrupt controller.
+    fn hyper_v(&mut self) {
+        let run = self.fd.get_kvm_run();
+        // SAFETY: the exit reason says that the kernel filled in this member of the union; the type says which of its own
+        // members counts, and all are plain numbers.
+        unsafe {
+            let exit = &mut run.__bindgen_anon_1.hyperv;
+            if exit.type_ == KVM_EXIT_HYPERV_HCALL {
+                exit.u.hcall.result = viridian::UNKNOWN_HYPERCALL;
+            }
+        }
     }
 
     fn hypercall(&mut self) -> Next {

@@ -80,6 +80,14 @@ impl Host {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xvmm"));
         command.arg("network").args(line.split(' ')).stdin(Stdio::null());
         command.envs(self.variables.borrow().iter().cloned());
+        // SAFETY: the function makes one system call and takes no lock.
+        unsafe {
+            // Ignored under nohup, and inherited.
+            command.pre_exec(|| match libc::signal(libc::SIGHUP, libc::SIG_DFL) {
+                libc::SIG_ERR => Err(io::Error::last_os_error()),
+                _ => Ok(()),
+            })
+        };
         command
     }
 

@@ -96,7 +96,10 @@ fn a_refused_driver_is_told_and_unplugs_nothing() {
     assert_eq!(bench.driver(OLD, 6), 0xd249);
     bench.write(0, 3, 2);
     assert_eq!(bench.unplugged(), []);
-    assert_eq!((bench.driver(OLD, 7), bench.driver(OLD, 0), bench.driver(LINUX, 0)), (0x49d2, 0xd249, 0x49d2));
+    assert_eq!(
+        (bench.driver(OLD, 7), bench.driver(OLD, 0), bench.driver(LINUX, 0)),
+        (0x49d2, 0xd249, 0x49d2)
+    );
     bench.write(0, 1, 2);
     assert_eq!(bench.unplugged(), [Emulated::Disks]);
     bench.driver(OLD, 1);

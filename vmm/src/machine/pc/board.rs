@@ -1,7 +1,7 @@
 //! The board: which devices there are, and how they are wired.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use acpi::{CpuIdentity, HvmTopology, PciPin, Smbios};
 use devices::bus::{IrqLine, Region, Registers, Shared};
@@ -12,13 +12,17 @@ use devices::chipset::{
 use devices::ide::{self, Attachment, Ide, Identity, Place};
 use devices::memory::{PAGE_SIZE, SharedPages};
 use devices::pc::cmos::BootDevice;
+use devices::pc::hpet::HPET_BLOCK_ID;
 use devices::pc::i8042::Ps2Input;
+use devices::pc::rtc::RTC_IRQ;
 use devices::pci::{PciBus, PciFunction};
 use devices::vga::VgaScreen;
 use kvm_ioctls::VmFd;
 
 use super::super::memory::{Access, Layout};
-use super::super::{Exits, Machine, MachineError, vcpu::StopSignal};
+use super::super::{Exits, Machine, MachineError, Topology, vcpu::StopSignal};
+use super::boot_order;
+use super::hpet::{self, Gate};
 use super::legacy::{self, Legacy};
 use super::mapper::Mapper;
 use super::platform::{self, Unplugs};
@@ -38,6 +42,8 @@ mod item {
     pub(super) const CPUS: u16 = 5;
     pub(super) const BOOT_MENU: u16 = 0x0e;
     pub(super) const MAX_CPUS: u16 = 0x0f;
+    /// With more than 255 processors SeaBIOS makes neither an MP table nor a $PIR of its own.
+    pub(super) const NO_TABLES: u16 = 256;
     /// The interval timer is at pin 2 of the I/O APIC.
     pub(super) const IRQ0_OVERRIDE: u16 = 0x8002;
 }
@@ -68,6 +74,8 @@ pub struct BoardConfig<'a> {
     pub localtime: bool,
     /// What is booted from, in this order.
     pub boot: Vec<BootDevice>,
+    /// With an event timer.
+    pub hpet: bool,
 }
 
 /// A drive of the IDE controller.
@@ -96,9 +104,9 @@ impl PowerSwitch for Switch {
 }
 
 /// An input of KVM's interrupt controllers.
-struct Input {
-    vm: Arc<VmFd>,
-    irq: u32,
+pub(super) struct Input {
+    pub(super) vm: Arc<VmFd>,
+    pub(super) irq: u32,
 }
 
 impl IrqLine for Input {
@@ -144,6 +152,7 @@ pub struct Board {
     mapper: Arc<Mapper>,
     shadow: Arc<ShadowMap>,
     power: Option<Arc<Mutex<Power>>>,
+    ide: Weak<Mutex<Ide>>,
     legacy: Legacy,
 }
 
@@ -172,8 +181,13 @@ impl Board {
         let host: Shared<dyn PciFunction> = Arc::new(Mutex::new(HostBridge::new(Arc::clone(&shadow) as _)));
         pci.add(0, 0, host);
         pci.add(PIIX_DEVICE, 0, Arc::clone(&bridge) as _);
-        let lines = (&router, &switch);
+        let clock_line = Gate::new(router.isa(RTC_IRQ));
+        let lines = (&router, &switch, Arc::clone(&clock_line) as _);
+        if config.hpet {
+            hpet::build(machine, &mapper, &router, clock_line, timers)?;
+        }
         let legacy = legacy::build(machine, config, &mapper, lines, timers, &mut pci)?;
+        let order = boot_order::paths(&config.boot, &drives);
         let mut ide = Ide::new(&machine.ram, ide::IRQS.map(|irq| router.isa(irq)));
         for Drive { place, what, identity } in drives {
             if !ide.attach(place, what, identity) {
@@ -181,6 +195,7 @@ impl Board {
             }
         }
         let ide = Arc::new(Mutex::new(ide));
+        let drives = Arc::downgrade(&ide);
         let device: Shared = Arc::clone(&ide) as _;
         for (base, len, region) in ide::PORTS {
             mapper.ports.map(base, len, &device, region);
@@ -209,7 +224,9 @@ impl Board {
         };
 
         let pins = pci.pins().map(|(device, function, pin)| PciPin { device, function, pin }).collect();
-        let fw_cfg: Shared = Arc::new(Mutex::new(fw_cfg(machine, config, pins)?));
+        let mut fw_cfg = fw_cfg(machine, config, pins)?;
+        fw_cfg.add_file("bootorder", order).map_err(failed)?;
+        let fw_cfg: Shared = Arc::new(Mutex::new(fw_cfg));
         let pci = Arc::new(Mutex::new(PciPorts { pci, bridge }));
         let ports: Shared = Arc::clone(&pci) as _;
         mapper.ports.map(PCI_PORTS.0, PCI_PORTS.1, &ports, 0);
@@ -223,7 +240,7 @@ impl Board {
         mapper.ports.map(XEN_DEBUG_PORT.0, XEN_DEBUG_PORT.1, &debug("guest"), XEN_DEBUG_PORT.2);
         mapper.ports.map(FW_CFG_PORTS.0, FW_CFG_PORTS.1, &fw_cfg, FW_CFG_PORTS.2);
 
-        let board = Arc::new(Self { mapper, shadow, power, legacy });
+        let board = Arc::new(Self { mapper, shadow, power, ide: drives, legacy });
         machine.set_exits(Arc::clone(&board) as _);
         Ok(board)
     }
@@ -253,6 +270,11 @@ impl Board {
         self.legacy.input()
     }
 
+    /// The IDE controller, while the machine runs.
+    pub fn ide(&self) -> Weak<Mutex<Ide>> {
+        Weak::clone(&self.ide)
+    }
+
     /// The screen.
     pub fn screen(&self) -> VgaScreen {
         VgaScreen::new(Arc::clone(&self.legacy.vga))
@@ -275,7 +297,7 @@ fn fw_cfg(machine: &Machine, config: &BoardConfig, pins: Vec<PciPin>) -> Result<
     device.add(item::UUID, config.uuid);
     device.add(item::RAM_SIZE, config.memory.to_le_bytes());
     device.add(item::CPUS, cpus);
-    device.add(item::MAX_CPUS, cpus);
+    device.add(item::MAX_CPUS, item::NO_TABLES.to_le_bytes());
     device.add(item::BOOT_MENU, 0u16.to_le_bytes());
     device.add(item::IRQ0_OVERRIDE, 1u32.to_le_bytes());
     let mut map = Vec::new();
@@ -290,18 +312,17 @@ fn fw_cfg(machine: &Machine, config: &BoardConfig, pins: Vec<PciPin>) -> Result<
     let (start, end) = Layout::PC.reserved();
     range(start, end - start, E820_RESERVED);
     device.add_file("etc/e820", map).map_err(failed)?;
-    device.add_file("etc/max-cpus", u64::from(config.vcpus).to_le_bytes()).map_err(failed)?;
     device.add_file("etc/system-states", SYSTEM_STATES).map_err(failed)?;
     // Without anything to boot from the firmware waits, rather than to start over.
     device.add_file("etc/boot-fail-wait", u32::MAX.to_le_bytes()).map_err(failed)?;
-    add_tables(&mut device, machine.cpu, config, pins)?;
+    add_tables(&mut device, (machine.cpu, machine.topology), config, pins)?;
     Ok(device)
 }
 
 /// The tables of ACPI, MP and SMBIOS, which the firmware only moves to their places.
 fn add_tables(
     device: &mut FwCfg,
-    cpu: CpuIdentity,
+    (cpu, processors): (CpuIdentity, Topology),
     config: &BoardConfig,
     pins: Vec<PciPin>,
 ) -> Result<(), MachineError> {
@@ -312,6 +333,7 @@ fn add_tables(
         pins,
         acpi: config.acpi,
         apic: config.apic,
+        hpet: config.hpet.then_some(HPET_BLOCK_ID),
         ..HvmTopology::new(config.vcpus, low_ram_end)
     };
     for (name, bytes) in topology.tables().map_err(failed)?.fw_cfg() {
@@ -325,8 +347,8 @@ fn add_tables(
         uuid: config.uuid,
         serial: uuid::Uuid::from_bytes(config.uuid).to_string(),
         cpu,
-        sockets: 1,
-        cores: u16::try_from(config.vcpus).unwrap_or(u16::MAX),
+        sockets: u16::try_from(processors.sockets).unwrap_or(u16::MAX),
+        cores: u16::try_from(processors.cores).unwrap_or(u16::MAX),
         threads: 1,
         ram: ram.iter().map(|(start, len)| *start..start + len).collect(),
     };

@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use devices::bus::{Bus, Shared};
+use devices::bus::{Bus, IrqLine, Shared};
 use devices::chipset::{InterruptRouter, PowerSwitch};
 use devices::pc::cmos::Cmos;
 use devices::pc::dma::{DMA_PORTS, Dma};
 use devices::pc::i8042::{I8042, I8042_PORTS, KEYBOARD_IRQ, MOUSE_IRQ, Ps2Input};
 use devices::pc::port92::{PORT92, Port92};
-use devices::pc::rtc::{HostTime, RTC_IRQ, RTC_PORTS, Rtc};
+use devices::pc::rtc::{HostTime, RTC_PORTS, Rtc};
 use devices::pc::serial::{ByteStream, COM1_IRQ, COM1_PORTS, Uart};
 use devices::pc::{Machine as Reset, Ports};
 use devices::pci::{PciBus, PciFunction};
@@ -41,7 +41,15 @@ impl Reset for Lines {
 }
 
 /// What was typed for the serial port.
-pub(super) type Typed = Arc<Mutex<std::collections::VecDeque<u8>>>;
+pub(super) type Typed = Arc<Mutex<Input>>;
+
+/// See above.
+#[derive(Default)]
+pub(super) struct Input {
+    bytes: std::collections::VecDeque<u8>,
+    /// There is more where it came from.
+    more: bool,
+}
 
 /// The serial port's other end: the console.
 struct Console {
@@ -49,19 +57,29 @@ struct Console {
     typed: Typed,
 }
 
-impl ByteStream for Console {
-    fn send(&mut self, byte: u8) {
+impl Console {
+    fn tell(&self, text: &[u8]) {
         if let Some(early) = self.machine.upgrade().as_ref().and_then(|machine| machine.early.get()) {
             let early: &EarlyOutput = early;
-            early(&[byte]);
+            early(text);
         }
+    }
+}
+
+impl ByteStream for Console {
+    fn send(&mut self, byte: u8) {
+        self.tell(&[byte]);
     }
 
     fn receive(&mut self, buf: &mut [u8]) -> usize {
         let mut typed = self.typed.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = buf.len().min(typed.len());
-        for (slot, byte) in buf.iter_mut().zip(typed.drain(..count)) {
+        let count = buf.len().min(typed.bytes.len());
+        for (slot, byte) in buf.iter_mut().zip(typed.bytes.drain(..count)) {
             *slot = byte;
+        }
+        if count > 0 && std::mem::take(&mut typed.more) {
+            drop(typed);
+            self.tell(&[]);
         }
         count
     }
@@ -79,8 +97,9 @@ impl Legacy {
     /// Gives the serial port what was typed; returns how many bytes it has room for.
     pub(super) fn type_in(&self, bytes: &[u8]) -> usize {
         let mut typed = self.typed.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = INPUT_BYTES.saturating_sub(typed.len()).min(bytes.len());
-        typed.extend(bytes.iter().take(room));
+        let room = INPUT_BYTES.saturating_sub(typed.bytes.len()).min(bytes.len());
+        typed.bytes.extend(bytes.iter().take(room));
+        typed.more |= room < bytes.len();
         drop(typed);
         self.serial.lock().unwrap_or_else(PoisonError::into_inner).poll();
         room
@@ -103,7 +122,7 @@ pub(super) fn build(
     machine: &Arc<Machine>,
     config: &BoardConfig,
     mapper: &Mapper,
-    (router, switch): (&Arc<InterruptRouter>, &Arc<dyn PowerSwitch>),
+    (router, switch, clock_line): (&Arc<InterruptRouter>, &Arc<dyn PowerSwitch>, Arc<dyn IrqLine>),
     timers: &mut Timers,
     pci: &mut PciBus,
 ) -> Result<Legacy, MachineError> {
@@ -120,7 +139,7 @@ pub(super) fn build(
     };
     let clock = timers.clock().map_err(failed)?;
     let start = HostTime::now(config.localtime);
-    let rtc: Shared = Arc::new(Mutex::new(Rtc::new(router.isa(RTC_IRQ), clock, cmos.bytes(), start)));
+    let rtc: Shared = Arc::new(Mutex::new(Rtc::new(clock_line, clock, cmos.bytes(), start)));
     timers.belongs_to(&rtc);
     map(ports, &rtc, &RTC_PORTS);
 

@@ -1,10 +1,13 @@
 //! A PC: KVM's interrupt controllers and interval timer, the chip set's devices, firmware.
 
 mod board;
+mod boot_order;
+mod hpet;
 mod legacy;
 mod mapper;
 mod platform;
 mod shadow;
+mod ticks;
 mod timers;
 
 use kvm_bindings::{
@@ -28,17 +31,17 @@ pub(super) const PINS: u32 = 24;
 const APIC_ENABLE: u64 = 1 << 11;
 
 /// Interrupt controllers, interval timer, unknown MSRs.
-pub(super) fn set_up(vm: &VmFd) -> Result<(), MachineError> {
+pub(super) fn set_up(vm: &VmFd, apic: bool) -> Result<(), MachineError> {
     vm.set_identity_map_address(IDENTITY_MAP).map_err(MachineError::kvm("the identity map"))?;
     vm.set_tss_address(TASK_SEGMENT).map_err(MachineError::kvm("the task segment"))?;
     vm.create_irq_chip().map_err(MachineError::kvm("the interrupt controllers"))?;
-    // Ticks that a guest missed are made up: KVM does so from the start.
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(MachineError::kvm("the interval timer"))?;
+    ticks::make_up(vm).map_err(MachineError::kvm("the interval timer's lost ticks"))?;
     let routing = KvmIrqRouting::from_entries(&routes())
         .map_err(|e| MachineError::kvm("the interrupt routes")(std::io::Error::other(format!("{e:?}"))))?;
     vm.set_gsi_routing(&routing).map_err(MachineError::kvm("the interrupt routes"))?;
-    msr::set_up(vm)
+    msr::set_up(vm, apic)
 }
 
 /// Interrupts 0 to 15 are inputs of both controllers; the timer's is pin 2 of the I/O APIC, where the cascade would be.

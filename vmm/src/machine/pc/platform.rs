@@ -66,7 +66,7 @@ pub(super) fn add_device(
 pub(super) fn map_ports(mapper: &Mapper, clock: Arc<dyn Timer>, unplugs: Unplugs, pci: Shared<PciPorts>) {
     let unplug = move |what| {
         tracing::debug!(?what, "the guest unplugs emulated devices");
-        let mut ide = || unplugs.ide.lock().unwrap_or_else(PoisonError::into_inner);
+        let ide = || unplugs.ide.lock().unwrap_or_else(PoisonError::into_inner);
         match what {
             Emulated::Disks => ide().unplug_disks(None),
             Emulated::AuxDisks => ide().unplug_disks(Place::of_hd(0)),

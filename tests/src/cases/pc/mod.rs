@@ -1,5 +1,8 @@
 //! PCs: guests with firmware.
 
+pub mod linux;
+pub mod tables;
+
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Stdio};

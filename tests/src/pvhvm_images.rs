@@ -1,4 +1,4 @@
-//! The disk of a PC with Debian's kernel: GRUB, the kernel and its initramfs, and a root file system.
+//! The disk of a PC whose Debian goes on with PV drivers: GRUB, the kernel and its initramfs, and a root file system.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -11,18 +11,19 @@ use crate::{Result, check, fail, grub, images};
 /// Drivers of the PV devices, and those that would find the emulated ones.
 const MODULES: [&str; 5] = ["xen-blkfront", "xen-netfront", "ata_piix", "sd_mod", "sr_mod"];
 
-const INIT: &str = include_str!("../assets/pc-init");
+const INIT: &str = include_str!("../assets/pvhvm-init");
 const GUEST_INIT: &str = include_str!("../assets/guest-init");
 
 /// Room for more words of the kernel's command line, see [`add_words`].
-const ROOM: &str = "xvmm.room=                                                                                ";
+const ROOM: &str =
+    "xvmm.room=                                                                                ";
 
 /// MiB of the disk.
 const SIZE: u64 = 64;
 
-/// Builds the disks, `pc/LABEL.img` in the cache, for all kernels that guests have.
+/// Builds the disks, `pvhvm/LABEL.img` in the cache, for all kernels that guests have.
 pub fn build(cache: &Cache) -> Result<PathBuf> {
-    let folder = cache.path("pc");
+    let folder = cache.path("pvhvm");
     fs::create_dir_all(&folder)?;
     for (label, package) in images::GUEST_KERNELS {
         let kernel = cache.kernel(package)?;
@@ -30,7 +31,7 @@ pub fn build(cache: &Cache) -> Result<PathBuf> {
         let image = folder.join(format!("{label}.img"));
         let recipe = format!("{} {MODULES:?} {ROOM:?} {SIZE}\n{INIT}\n{GUEST_INIT}", kernel.release);
         images::build_once(&work, &recipe, || {
-            eprintln!("building the disk of a PC, Linux {}", kernel.release);
+            eprintln!("building the disk of a PC with PV drivers, Linux {}", kernel.release);
             let tree = work.join("tree");
             let _ = fs::remove_dir_all(&tree);
             fs::create_dir_all(tree.join("boot/grub"))?;
