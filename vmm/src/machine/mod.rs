@@ -270,7 +270,7 @@ impl Machine {
         let grants = Arc::new(GrantTable::new(Arc::clone(&ram)).map_err(MachineError::Memory)?);
 
         let apic = config.kind != MachineKind::Pc { apic: false };
-        let template = CpuidTemplate::new(&host.kvm, config.vcpus, apic, xen, config.processor)?;
+        let template = CpuidTemplate::new(&host.kvm, config.vcpus, config.kind, xen, config.processor)?;
         let mut fds = Vec::new();
         for id in 0..config.vcpus {
             let fd = vm.create_vcpu(id.into()).map_err(MachineError::kvm("a vCPU"))?;
