@@ -63,6 +63,9 @@ pub struct HvmConfig {
     pub viridian: Viridian,
 }
 
+/// APIC ids are bytes, and 255 is for all.
+const MAX_PC_VCPUS: u32 = 255;
+
 impl Default for HvmConfig {
     fn default() -> Self {
         Self {
@@ -126,6 +129,10 @@ impl HvmConfig {
                 return fail("--disk", &other.vdev.to_string(), &problem);
             }
         }
+        if config.vcpus > MAX_PC_VCPUS {
+            let why = "a PC has at most 255, since its APICs have ids of a byte; write at most 255, or leave out --hvm";
+            return fail("--vcpus", &config.vcpus.to_string(), why);
+        }
         if !self.apic && config.vcpus > 1 {
             return fail("--apic", "off", "without APICs there is one vCPU; leave out --vcpus or --apic off");
         }
@@ -183,6 +190,12 @@ mod tests {
             config.validate().map_err(|error| error.to_string())
         };
         assert_eq!(guest(HvmConfig::default(), 4, ""), Ok(()));
+        assert_eq!(guest(HvmConfig::default(), 255, ""), Ok(()));
+        assert!(
+            guest(HvmConfig::default(), 256, "")
+                .unwrap_err()
+                .starts_with("--vcpus 256: a PC has at most 255")
+        );
         let apic = HvmConfig { apic: false, ..HvmConfig::default() };
         assert_eq!(guest(apic.clone(), 1, ""), Ok(()));
         assert!(guest(apic, 2, "").unwrap_err().starts_with("--apic off: without APICs there is one vCPU"));

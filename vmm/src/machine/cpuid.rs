@@ -4,7 +4,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 
 use super::processor::{Processor, Topology};
-use super::{MachineError, XEN_VERSION, apicv, viridian};
+use super::{MachineError, MachineKind, XEN_VERSION, apicv, viridian};
 
 /// First leaf of the hypervisor range. Linux takes the hypervisor with the highest base, so nothing may stand
 /// above it. Beside Hyper-V's leaves, which are first, Xen's are 0x100 further on.
@@ -39,6 +39,7 @@ pub(super) struct CpuidTemplate {
     entries: Vec<kvm_cpuid_entry2>,
     vcpus: u32,
     apic: bool,
+    x2apic: bool,
     xen: bool,
     /// Flags of Xen's leaf 4.
     flags: u32,
@@ -52,28 +53,39 @@ fn leaf(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_
 
 impl CpuidTemplate {
     /// What KVM supports on this host, for a guest of `vcpus` vCPUs: cores with one thread each, in the packages of
-    /// [`Topology`]; APIC id = vCPU id. Without `apic` it has none, without `xen` it sees no hypervisor.
+    /// [`Topology`]; APIC id = vCPU id. Without `xen` it sees no hypervisor.
     pub(super) fn new(
         kvm: &Kvm,
         vcpus: u32,
-        apic: bool,
+        kind: MachineKind,
         xen: bool,
         processor: Processor,
     ) -> Result<Self, MachineError> {
         let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(MachineError::kvm("CPUID"))?;
         let entries: Vec<_> =
             supported.as_slice().iter().filter(|e| e.function >> 28 != 4).copied().collect();
-        Ok(Self::of(&entries, vcpus, apic, xen, processor))
+        Ok(Self::of(&entries, vcpus, kind, xen, processor))
     }
 
     /// Of what KVM supports, without leaves of hypervisors.
-    fn of(supported: &[kvm_cpuid_entry2], vcpus: u32, apic: bool, xen: bool, processor: Processor) -> Self {
+    ///
+    /// No PC has an x2APIC: SeaBIOS would switch to it, as it does for more than 255 processors, which it is told of so that
+    /// it makes no tables of its own; and a 32-bit kernel would not find its APIC then.
+    fn of(
+        supported: &[kvm_cpuid_entry2],
+        vcpus: u32,
+        kind: MachineKind,
+        xen: bool,
+        processor: Processor,
+    ) -> Self {
         let (entries, topology) = (processor.shown(supported), Topology::of(vcpus, processor.model));
+        let apic = kind != MachineKind::Pc { apic: false };
+        let x2apic = kind == MachineKind::Pvh && processor.has_x2apic();
         let mut flags = LEAF4_VCPU_ID | LEAF4_DOMID;
         if apic {
             flags |= LEAF4_UPCALL_VECTOR | apicv::flags();
         }
-        Self { entries, vcpus, apic, xen, flags, processor, topology }
+        Self { entries, vcpus, apic, x2apic, xen, flags, processor, topology }
     }
 
     /// Sockets and cores.
@@ -101,11 +113,12 @@ impl CpuidTemplate {
                 (1, _) => {
                     e.ebx = (e.ebx & 0xffff) | (cores.min(255) << 16) | (id.min(255) << 24);
                     e.ecx |= FEATURE_1_ECX_HYPERVISOR;
-                    if self.processor.has_x2apic() {
+                    if self.x2apic {
                         e.ecx |= FEATURE_1_ECX_X2APIC;
+                    } else {
+                        e.ecx &= !FEATURE_1_ECX_X2APIC;
                     }
                     if !self.apic {
-                        e.ecx &= !FEATURE_1_ECX_X2APIC;
                         e.edx &= !FEATURE_1_EDX_APIC;
                     }
                     // One-shot timers come from Xen; the deadline timer would only cost exits to set up.
@@ -188,10 +201,10 @@ mod tests {
         vendor: &[u8; 12],
         vcpus: u32,
         id: u32,
-        apic: bool,
+        kind: MachineKind,
         processor: Processor,
     ) -> Vec<kvm_cpuid_entry2> {
-        let template = CpuidTemplate::of(&supported(vendor), vcpus, apic, true, processor);
+        let template = CpuidTemplate::of(&supported(vendor), vcpus, kind, true, processor);
         template.for_vcpu(id, 7, 1_000_000).unwrap().as_slice().to_vec()
     }
 
@@ -200,12 +213,13 @@ mod tests {
         Some([e.eax, e.ebx, e.ecx, e.edx])
     }
 
+    const PC: MachineKind = MachineKind::Pc { apic: true };
     const XP: Processor = Processor { model: CpuModel::Xp, viridian: Viridian::OFF };
 
     #[test]
     fn leaves_agree_on_sockets_and_cores() {
         for processor in [Processor::default(), XP] {
-            let leaves = shown(b"GenuineIntel", 6, 5, true, processor);
+            let leaves = shown(b"GenuineIntel", 6, 5, PC, processor);
             let one = find(&leaves, 1, 0).unwrap();
             assert_eq!((one[1] >> 24, one[1] >> 16 & 0xff, one[3] >> 28 & 1), (5, 6, 1));
             // Sharing, and ids of cores in the package: each minus 1.
@@ -214,10 +228,10 @@ mod tests {
             assert_eq!(fields(find(&leaves, 4, 3).unwrap()[0]), (7, 7));
             assert_eq!(find(&leaves, 0xb, 0), Some([0, 1, 1 << 8, 5]));
             assert_eq!(find(&leaves, 0xb, 1), Some([3, 6, 2 << 8 | 1, 5]));
-            let amd = shown(b"AuthenticAMD", 6, 5, true, processor);
+            let amd = shown(b"AuthenticAMD", 6, 5, PC, processor);
             assert_eq!(find(&amd, 0x8000_0008, 0).unwrap()[2] & 0xf0ff, 3 << 12 | 5);
         }
-        let two_sockets = shown(b"GenuineIntel", 100, 70, true, XP);
+        let two_sockets = shown(b"GenuineIntel", 100, 70, PC, XP);
         assert_eq!(find(&two_sockets, 1, 0).unwrap()[1] >> 16 & 0xff, 64);
         assert_eq!(find(&two_sockets, 0xb, 1), Some([6, 64, 2 << 8 | 1, 70]));
     }
@@ -225,7 +239,7 @@ mod tests {
     #[test]
     fn without_an_apic_none_is_told() {
         for processor in [Processor::default(), XP] {
-            let leaves = shown(b"AuthenticAMD", 1, 0, false, processor);
+            let leaves = shown(b"AuthenticAMD", 1, 0, MachineKind::Pc { apic: false }, processor);
             let one = find(&leaves, 1, 0).unwrap();
             assert_eq!((one[3] & FEATURE_1_EDX_APIC, one[2] & FEATURE_1_ECX_X2APIC), (0, 0));
             assert_eq!(find(&leaves, 0x8000_0001, 0).unwrap()[3] & FEATURE_1_EDX_APIC, 0);
@@ -234,14 +248,22 @@ mod tests {
     }
 
     #[test]
+    fn a_pc_has_no_x2apic() {
+        for (kind, expected) in [(MachineKind::Pvh, FEATURE_1_ECX_X2APIC), (PC, 0)] {
+            let leaves = shown(b"GenuineIntel", 1, 0, kind, Processor::default());
+            assert_eq!(find(&leaves, 1, 0).unwrap()[2] & FEATURE_1_ECX_X2APIC, expected);
+        }
+    }
+
+    #[test]
     fn xen_comes_behind_hyper_v() {
         let viridian = Processor { viridian: "on".parse().unwrap(), ..XP };
-        let leaves = shown(b"GenuineIntel", 1, 0, true, viridian);
+        let leaves = shown(b"GenuineIntel", 1, 0, PC, viridian);
         assert_eq!(find(&leaves, 0x4000_0000, 0).unwrap()[1..], [0x7263_694d, 0x666f_736f, 0x7648_2074]);
         let [last, name @ ..] = find(&leaves, 0x4000_0100, 0).unwrap();
         assert_eq!((last, name), (0x4000_0104, SIGNATURE));
         assert_eq!(find(&leaves, 0x4000_0102, 0).unwrap()[1], 0x4000_0200);
-        let alone = shown(b"GenuineIntel", 1, 0, true, XP);
+        let alone = shown(b"GenuineIntel", 1, 0, PC, XP);
         assert_eq!(find(&alone, 0x4000_0000, 0).unwrap()[1..], SIGNATURE);
         assert_eq!(find(&alone, 0x4000_0002, 0).unwrap()[1], 0x4000_0000);
     }

@@ -285,7 +285,7 @@ impl Machine {
             })
             .transpose()
             .map_err(MachineError::kvm("event channels"))?;
-        let template = CpuidTemplate::new(&host.kvm, config.vcpus, apic, xen, config.processor)?;
+        let template = CpuidTemplate::new(&host.kvm, config.vcpus, config.kind, xen, config.processor)?;
         let mut fds = Vec::new();
         for id in 0..config.vcpus {
             let fd = vm.create_vcpu(id.into()).map_err(MachineError::kvm("a vCPU"))?;
