@@ -96,7 +96,7 @@ pub struct Console {
     early: Arc<EarlyOutput>,
     epoll: Epoll,
     on_escape: Box<dyn FnMut()>,
-    /// Takes input in place of the ring; says how much it took.
+    /// Takes input in place of the ring, until the guest writes to the ring; says how much it took.
     serial: Option<SerialInput>,
 
     log: ConsoleLog,
@@ -168,8 +168,9 @@ impl Console {
         self.on_escape = Box::new(on_escape);
     }
 
-    /// Input goes to a serial port and not to the ring from now on. `serial` takes as much as it has room for and says
-    /// how much that was; when it has room again, [`EarlyOutput::wake`] is to be called.
+    /// Input goes to a serial port from now on, and to the ring once the guest writes there: firmware and boot loaders know
+    /// the port alone, and whoever has a driver for the ring reads it. `serial` takes as much as it has room for and says how
+    /// much that was; when it has room again, [`EarlyOutput::wake`] is to be called.
     pub fn set_serial(&mut self, serial: impl FnMut(&[u8]) -> usize + 'static) {
         self.serial = Some(Box::new(serial));
     }
@@ -397,6 +398,7 @@ impl Console {
         }
         notify |= self.ring.drain_output_until(upto, |bytes| self.log.append(bytes));
         if notify {
+            self.serial = None;
             self.channel.notify();
         }
     }

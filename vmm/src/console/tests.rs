@@ -681,3 +681,27 @@ fn a_terminal_is_raw_and_its_escape_key_works_though_the_guest_hangs() {
     domain.finish_soon();
     assert!(!terminal::is_raw());
 }
+
+#[test]
+fn a_serial_port_takes_input_until_the_guest_has_a_console() {
+    let mut domain = Domain::new();
+    let port = Rc::new(RefCell::new(Vec::new()));
+    let end = Rc::clone(&port);
+    domain.console.set_serial(move |bytes| {
+        // It has room for three bytes.
+        let taken = bytes.len().min(3 - end.borrow().len());
+        end.borrow_mut().extend_from_slice(&bytes[..taken]);
+        taken
+    });
+    let (mut typist, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    domain.console.add_client(theirs).unwrap();
+    typist.write_all(b"12345").unwrap();
+    domain.settle();
+    assert_eq!((port.borrow().as_slice(), domain.typed()), (b"123".as_slice(), Vec::new()));
+    // What the port had no room for goes to the console, too.
+    domain.print(b"login: ");
+    typist.write_all(b"root").unwrap();
+    domain.settle();
+    assert_eq!((port.borrow().as_slice(), domain.typed()), (b"123".as_slice(), b"45root".to_vec()));
+}
