@@ -106,7 +106,7 @@ pub fn pvhvm(bench: &Bench) -> Result<()> {
 /// The same by an interrupt line of the platform device, as older drivers want it.
 pub fn intx(bench: &Bench) -> Result<()> {
     bench.bridge("xenbr0", "10.0.0.1/24")?;
-    let mib = 4;
+    let mib = if bench.full { 4 } else { 1 };
     let second = bench.disk("b.img", mib << 20)?;
     let (spec, _) = computer(bench, "xen_no_vector_callback")?;
     let mut guest = spec.disk(second.display()).net("xenbr0").start()?;
