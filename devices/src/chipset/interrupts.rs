@@ -213,7 +213,8 @@ mod tests {
     #[test]
     fn the_sci_is_not_routed() {
         let (router, log) = router();
-        router.pci(1, 0).set(true);
+        let line = router.pci(1, 0);
+        line.set(true);
         assert_eq!(taken(&log), [(9, true)]);
     }
 }

@@ -127,7 +127,8 @@ mod tests {
         let at = Arc::new(Mutex::new(None));
         let router = InterruptRouter::new(|irq| Arc::new(Input(irq, Arc::clone(&at))));
         let mut bridge = IsaBridge::new(Arc::clone(&router), Arc::new(Resets::default()));
-        router.pci(2, 0).set(true);
+        let line = router.pci(2, 0);
+        line.set(true);
         assert_eq!(*at.lock().unwrap(), None);
         for (value, input) in [
             (11, Some(11)),
