@@ -174,11 +174,14 @@ fn unknown_calls_answer_enosys_and_are_counted() {
     for nr in [0, 1, 13, 40, 63, 1 << 32, u64::MAX] {
         assert_eq!(b.call(nr, &[]), errno(libc::ENOSYS), "{nr}");
     }
-    for (nr, op) in [(12, 63), (17, 99), (18, 1), (20, 2), (21, 4), (24, 99), (29, 7), (32, 11), (34, 9)] {
+    for (nr, op) in [(12, 63), (17, 99), (18, 1), (20, 2), (21, 4), (24, 99), (29, 7), (32, 11), (34, 99)] {
         assert_eq!(b.call(nr, &[op, 0, 0]), errno(libc::ENOSYS), "{nr} {op}");
     }
     let counters = b.hypercalls.counters();
     assert_eq!((counters["unknown"], counters["total"]), (16, 16));
+    // It exists, and there is nothing to be done.
+    assert_eq!(b.call(34, &[9]), errno(libc::ENOSYS));
+    assert_eq!(b.hypercalls.counters()["unknown"], 16);
 }
 
 #[test]
