@@ -114,8 +114,9 @@ fuzz_target!(|data: &[u8]| {
         match tag & 7 {
             // Configuration space, of what is there and of what is not.
             0 | 1 => {
-                let (device, function) = [(0, 0), (PIIX_DEVICE, 0), (PIIX_DEVICE, POWER_FUNCTION), (tag, tag)]
-                    [usize::from(tag >> 4 & 3)];
+                let (device, function) =
+                    [(0, 0), (PIIX_DEVICE, 0), (PIIX_DEVICE, POWER_FUNCTION), (tag, tag)]
+                        [usize::from(tag >> 4 & 3)];
                 let register = input.u8();
                 address(&mut pci, device & 31, function & 7, register);
                 pci.write(0, 4 + u64::from(register & 3), input.bytes(len));

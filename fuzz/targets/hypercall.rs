@@ -13,8 +13,8 @@ use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 use xvmm::boot::{MemmapEntry, MemmapKind};
 use xvmm::hypercall::{
-    Call, Callback, CallbackPin, DomainFacts, Errno, HvmParams, Hypercalls, OverlayPage, Platform, StopReason, Translate,
-    VcpuSetting,
+    Call, Callback, CallbackPin, DomainFacts, Errno, HvmParams, Hypercalls, OverlayPage, Platform,
+    StopReason, Translate, VcpuSetting,
 };
 use xvmm_fuzz::Input;
 

@@ -120,7 +120,8 @@ fuzz_target!(|data: &[u8]| {
     let mapped = Arc::new(Mapped::default());
     let mut pci = PciBus::new(Arc::clone(&mapped) as _);
     let device = Arc::new(Mutex::new(PlatformDevice::new(sink())));
-    let card = Config::new(0x10ec, 0x8139, 0x020000, 0x20).interrupt_pin(1).bar(0, devices::pci::BarKind::Io, 256);
+    let card =
+        Config::new(0x10ec, 0x8139, 0x020000, 0x20).interrupt_pin(1).bar(0, devices::pci::BarKind::Io, 256);
     let nic = Arc::new(Mutex::new(Card(card, router.pci(NIC, 0))));
     let bridge = Arc::new(Mutex::new(IsaBridge::new(Arc::clone(&router), Arc::new(NoSwitch))));
     pci.add(PIIX_DEVICE, 0, bridge);
