@@ -1,5 +1,6 @@
 //! Programs of our own on a PC: processor models, MSRs, Hyper-V's interfaces, lost ticks.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -257,4 +258,59 @@ pub fn ticks(bench: &Bench) -> Result<()> {
     // All: 192. Without those of the first seconds: 97.
     check!(ticks >= 172, "of 192 ticks of the clock {ticks} came");
     bench.nothing_is_left()
+}
+
+/// A PC that halts, with ticks of both clocks of a BIOS, and that nobody watches: no thread but that of the vCPU wakes more
+/// than twice a second, and the vCPU's seldom leaves the kernel.
+pub fn idle(bench: &Bench) -> Result<()> {
+    let socket = format!("unix:{}", bench.folder.join("vnc").display());
+    let pc = Pc::start(bench, &Program::default().stop(), &["--vnc", &socket, "--cdrom", ""])?;
+    pc.stopped()?;
+    // What the firmware began comes to its end.
+    std::thread::sleep(Duration::from_secs(3));
+    let (before, started) = (Wakes::of(&pc)?, Instant::now());
+    std::thread::sleep(SPAN);
+    let (after, seconds) = (Wakes::of(&pc)?, started.elapsed().as_secs() + 1);
+    check!(before.threads.len() > 1, "there is no thread but {:?}", before.threads);
+    for (thread, (name, wakes)) in &after.threads {
+        // A thread that is new was never there before.
+        let woken = wakes - before.threads.get(thread).map_or(0, |(_, wakes)| *wakes);
+        eprintln!("{name}: woken {woken} times in {seconds} s");
+        check!(
+            name.starts_with("vcpu") || woken <= 2 * seconds,
+            "the thread {name} was woken {woken} times in {seconds} s"
+        );
+    }
+    let exits = after.exits - before.exits;
+    eprintln!("the vCPU left the kernel {exits} times in {seconds} s");
+    check!(exits <= 2 * seconds, "the vCPU left the kernel {exits} times in {seconds} s");
+    bench.xvmm(&["destroy", NAME])?;
+    drop(pc);
+    bench.nothing_is_left()
+}
+
+/// So long an idle PC is looked at.
+const SPAN: Duration = Duration::from_secs(20);
+
+struct Wakes {
+    /// How often each thread began to wait, by its id, with its name.
+    threads: BTreeMap<String, (String, u64)>,
+    /// How often the vCPU left the kernel.
+    exits: u64,
+}
+
+impl Wakes {
+    fn of(pc: &Pc<'_>) -> Result<Wakes> {
+        let info: serde_json::Value = serde_json::from_str(&pc.bench.xvmm(&["info", NAME])?)?;
+        let exits = info["exits"].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64());
+        let mut threads = BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{}/task", pc.child.id()))? {
+            let entry = entry?;
+            let status = fs::read_to_string(entry.path().join("status"))?;
+            let of = |key| status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim();
+            let wakes = of("voluntary_ctxt_switches:").parse()?;
+            threads.insert(entry.file_name().to_string_lossy().into_owned(), (of("Name:").to_owned(), wakes));
+        }
+        Ok(Wakes { threads, exits: exits.sum() })
+    }
 }
