@@ -8,9 +8,10 @@ use std::arch::global_asm;
 
 use crate::{Result, check};
 
-/// Bytes of a sector, and where the mark of the first one is.
+/// Bytes of a sector.
 const SECTOR: usize = 512;
-const MARK: usize = 510;
+/// Sectors of code; the first one ends in the mark of a boot sector.
+const CODE: usize = 2;
 /// Sectors of steps.
 const STEPS: usize = 4;
 
@@ -46,7 +47,27 @@ impl Program {
 
     /// `p`: writes 32 bits at a physical address, so many times, at least once.
     pub fn poke(self, address: u32, value: u32, times: u32) -> Program {
-        self.step(b'p', &[address, value, times])
+        self.step(b'p', &[address, value, 0, times])
+    }
+
+    /// `p`: writes the same 32 bits from a physical address on, so many times, at least once.
+    pub fn fill(self, address: u32, value: u32, count: u32) -> Program {
+        self.step(b'p', &[address, value, 4, count])
+    }
+
+    /// `o`: writes 16 bits to a port: what a VGA takes as index and value.
+    pub fn out16(self, port: u16, value: u16) -> Program {
+        self.step(b'o', &[port.into(), value.into()])
+    }
+
+    /// `l`: writes 32 bits to a port.
+    pub fn out32(self, port: u16, value: u32) -> Program {
+        self.step(b'l', &[port.into(), value])
+    }
+
+    /// `v`: interrupt 0x10, the screen's firmware, with AX, BX, CX and DX.
+    pub fn video(self, registers: [u16; 4]) -> Program {
+        self.step(b'v', &registers.map(u32::from))
     }
 
     /// `k ADDRESS VALUE`: reads 32 bits at a physical address.
@@ -70,7 +91,7 @@ impl Program {
         self.step(b'i', &[deaf, listening])
     }
 
-    /// `s`: the program stops here; the machine goes on.
+    /// `s`: the program stops here; the machine goes on, and takes interrupts.
     pub fn stop(self) -> Program {
         self.step(b's', &[])
     }
@@ -83,12 +104,11 @@ impl Program {
             std::slice::from_raw_parts(start, end.offset_from_unsigned(start))
         };
         let mut disk = code.to_vec();
-        check!(disk.len() <= MARK, "the code has {} bytes, too many for a sector", disk.len());
-        disk.resize(MARK, 0);
-        disk.extend([0x55, 0xaa]);
+        check!(disk.len() <= CODE * SECTOR, "the code has {} bytes, too many for its sectors", disk.len());
+        disk.resize(CODE * SECTOR, 0);
         disk.extend(&self.steps);
         disk.push(b'e');
-        let room = (1 + STEPS) * SECTOR;
+        let room = (CODE + STEPS) * SECTOR;
         check!(disk.len() <= room, "a program of {} bytes does not fit into its sectors", disk.len());
         disk.resize(room, 0);
         Ok(disk)
@@ -110,7 +130,7 @@ unsafe extern "C" {
     static xvmm_program_end: u8;
 }
 
-// Real mode, at 0x7c00; fs reaches all 4 GiB. The firmware reads the steps to 0x7e00.
+// Real mode, at 0x7c00; fs reaches all 4 GiB. The firmware reads the second sector and the steps behind the first one.
 global_asm!(
     r#"
     .pushsection .rodata.xvmm_program, "a", @progbits
@@ -124,7 +144,7 @@ xvmm_program_start:
     movw %ax, %ss
     movw $0x7c00, %sp
     cld
-    movw $0x0204, %ax       # reads four sectors
+    movw $0x0205, %ax       # reads five sectors
     movw $0x7e00, %bx
     movw $2, %cx            # from the second one on
     movb $0, %dh
@@ -138,7 +158,7 @@ xvmm_program_start:
     movw %bx, %fs
     andb $0xfe, %al
     movl %eax, %cr0
-    movw $0x7e00, %si
+    movw $0x8000, %si
 
 .Lnext:
     lodsb
@@ -156,6 +176,12 @@ xvmm_program_start:
     je .Lpoke
     cmpb $0x6b, %bl         # k
     je .Lpeek
+    cmpb $0x6f, %bl         # o
+    je .Lout
+    cmpb $0x6c, %bl         # l
+    je .Lout32
+    cmpb $0x76, %bl         # v
+    je .Lvideo
     cmpb $0x79, %bl         # y
     je .Lwait
     cmpb $0x74, %bl         # t
@@ -172,8 +198,12 @@ xvmm_program_start:
     movb $6, %al
     outb %al, %dx
 .Lhalt:
+    sti
     hlt
     jmp .Lhalt
+
+    .org 510
+    .byte 0x55, 0xaa
 
 .Lcpuid:
     call .Loperand
@@ -216,10 +246,42 @@ xvmm_program_start:
     lodsl
     movl %eax, %edx
     lodsl
+    movl %eax, %ebx
+    lodsl
     movl %eax, %ecx
 1:  movl %edx, %fs:(%edi)
+    addl %ebx, %edi
     decl %ecx
     jnz 1b
+    jmp .Lline
+
+.Lout:
+    lodsl
+    movw %ax, %dx
+    lodsl
+    outw %ax, %dx
+    jmp .Lline
+
+.Lout32:
+    lodsl
+    movw %ax, %dx
+    lodsl
+    outl %eax, %dx
+    jmp .Lline
+
+.Lvideo:
+    lodsl
+    pushw %ax
+    lodsl
+    movw %ax, %bx
+    lodsl
+    movw %ax, %cx
+    lodsl
+    movw %ax, %dx
+    popw %ax
+    pushw %si
+    int $0x10
+    popw %si
     jmp .Lline
 
 .Lpeek:
@@ -361,8 +423,8 @@ mod tests {
     #[test]
     fn a_disk_has_code_mark_and_steps() {
         let disk = Program::default().cpuid(0x4000_0000, 1).stop().sectors().unwrap();
-        assert_eq!((disk.len(), &disk[MARK..SECTOR]), (5 * SECTOR, [0x55, 0xaa].as_slice()));
-        assert_eq!(disk[SECTOR..][..12], *b"c\0\0\0\x40\x01\0\0\0se\0");
+        assert_eq!((disk.len(), &disk[510..SECTOR]), (6 * SECTOR, [0x55, 0xaa].as_slice()));
+        assert_eq!(disk[CODE * SECTOR..][..12], *b"c\0\0\0\x40\x01\0\0\0se\0");
         // cli; xor ax, ax.
         assert_eq!(disk[..3], [0xfa, 0x31, 0xc0]);
     }

@@ -135,6 +135,7 @@ const TESTS: &[Test] = &[
     Test::new("pc-viridian", SMALL, programs::viridian).single(),
     Test::new("pc-discs", SMALL, programs::discs).single(),
     Test::new("pc-ticks", SMALL, programs::ticks).single(),
+    Test::new("pc-vga", SMALL, pc::screen::screen).single(),
     Test::new("pc-idle", SMALL, programs::idle).single(),
     Test::new("pc-pvhvm", SMALL, pvhvm::pvhvm).limit(3000),
     Test::new("pc-pvhvm-intx", OLD, pvhvm::intx).limit(3000),

@@ -11,14 +11,14 @@ use crate::{Result, check, fail, guest};
 
 /// Firmware and program take so long at most.
 const LIMIT: Duration = Duration::from_secs(300);
-const NAME: &str = "program";
+pub const NAME: &str = "program";
 /// Local APIC: task priority.
 const TPR: u32 = 0xfee0_0080;
 
-type Lines = Vec<(char, Vec<u32>)>;
+pub type Lines = Vec<(char, Vec<u32>)>;
 
 /// A running xvmm, which does not outlive this value.
-struct Pc<'a> {
+pub struct Pc<'a> {
     child: Child,
     bench: &'a Bench,
 }
@@ -31,7 +31,7 @@ impl Drop for Pc<'_> {
 }
 
 impl<'a> Pc<'a> {
-    fn start(bench: &'a Bench, program: &Program, arguments: &[&str]) -> Result<Pc<'a>> {
+    pub fn start(bench: &'a Bench, program: &Program, arguments: &[&str]) -> Result<Pc<'a>> {
         let disk = bench.disk("program.img", 1 << 20)?;
         let mut bytes = program.sectors()?;
         bytes.resize(1 << 20, 0);
@@ -66,7 +66,7 @@ impl<'a> Pc<'a> {
     }
 
     /// Waits until the program has stopped.
-    fn stopped(&self) -> Result<Lines> {
+    pub fn stopped(&self) -> Result<Lines> {
         let end = Instant::now() + LIMIT;
         loop {
             let lines = self.lines()?;

@@ -1,6 +1,7 @@
 //! PCs: guests with firmware.
 
 pub mod linux;
+pub mod screen;
 pub mod tables;
 
 use std::fs::{self, File};
